@@ -1,0 +1,225 @@
+"""The net itself: blocks, the two ways out (logits, or nll on masked rows), and the initialisation in one place.
+
+Pre-norm residual blocks, no time input, no biases, full attention; see 2502.09992 (dense) and 2509.24389 (sparse).
+Shapes: B batch, T tokens, D width, H heads, K key/value heads, h head width, V vocabulary, R selected rows.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from lit_llada.backbone.attention import AttentionMask, AttentionPlan, Backend, attend, plan_attention
+from lit_llada.backbone.config import BackboneConfig
+from lit_llada.backbone.layers import RMSNorm, SwiGLU, rotary_table, rotate, widen
+from lit_llada.backbone.moe import MoE
+
+CHUNK_ROWS = 512  # rows of logits that exist at once in the head
+CHUNKED_VOCABULARY = 2048  # below it the plain head is faster
+
+
+class Attention(nn.Module):
+    """Multi-head or grouped-query attention with rotary positions and optional normalisation of queries and keys."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.widths = [heads * config.head_width for heads in (config.n_heads, config.kv_heads, config.kv_heads)]
+        bias = config.bias or config.qkv_bias
+        self.qkv = nn.Linear(config.d_model, sum(self.widths), bias=bias)  # one matrix: queries, keys, values
+        self.out = nn.Linear(self.widths[0], config.d_model, bias=config.bias)
+        normed = {"none": None, "head": [config.head_width] * 2, "width": self.widths[:2]}[config.qk_norm]
+        self.q_norm = RMSNorm(normed[0], config.norm_eps) if normed else None
+        self.k_norm = RMSNorm(normed[1], config.norm_eps) if normed else None
+
+    def forward(self, x: Tensor, table: Tensor, plan: AttentionPlan) -> Tensor:
+        c = self.config
+        q, k, v = self.qkv(x).split(self.widths, dim=-1)
+        if c.qk_norm == "width":
+            q, k = self._norm(q, k)
+        q, k, v = (part.unflatten(-1, (-1, c.head_width)) for part in (q, k, v))
+        if c.qk_norm == "head":
+            q, k = self._norm(q, k)
+        q, k = (rotate(part, table, c.rope_full_precision) for part in (q, k))
+        return self.out(attend(q, k, v, plan).flatten(-2))
+
+    def _norm(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.q_norm is not None and self.k_norm is not None
+        return self.q_norm(q).to(q.dtype), self.k_norm(k).to(k.dtype)
+
+
+class Block(nn.Module):
+    """``x + attention(norm(x))``, then ``x + mlp(norm(x))``; the mlp is one SwiGLU or a mixture of experts."""
+
+    def __init__(self, config: BackboneConfig, layer: int) -> None:
+        super().__init__()
+        self.attn_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.attn = Attention(config)
+        self.mlp_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.mlp: nn.Module = (
+            MoE(
+                config.d_model,
+                config.expert_dim,
+                config.n_experts,
+                config.experts_per_token,
+                renormalize=config.renormalize_experts,
+                bias=config.expert_bias,
+                shared_hidden=config.shared_expert_dim,
+            )
+            if config.is_sparse(layer)
+            else SwiGLU(config.d_model, config.ff_dim, bias=config.bias)
+        )
+
+    def forward(self, x: Tensor, table: Tensor, plan: AttentionPlan) -> tuple[Tensor, Tensor | None]:
+        """``[B, T, D]`` -> the same, and the router's logits ``[B*T, E]`` of a sparse block."""
+        x = x + self.attn(self.attn_norm(x), table, plan)
+        y = self.mlp(self.mlp_norm(x))
+        y, router = y if isinstance(y, tuple) else (y, None)
+        return x + y, router
+
+
+class Backbone(nn.Module):
+    """A mask predictor: reads the whole sequence, says for every position which token belongs there.
+
+    Args:
+        config: the architecture, its vocabulary set.
+        attention: the backend; ``auto`` picks by device, dtype and length.
+    """
+
+    def __init__(self, config: BackboneConfig, attention: Backend = "auto") -> None:
+        super().__init__()
+        self.config = config
+        self.attention: Backend = attention
+        self.embed = nn.Embedding(config.vocabulary, config.d_model)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
+        self.head = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocabulary, bias=config.bias)
+        if not self.embed.weight.is_meta:
+            self.init_weights()
+
+    def forward(self, tokens: Tensor, mask: AttentionMask | None = None, rows: Tensor | None = None) -> Tensor:
+        """Logits.
+
+        Args:
+            tokens: ``[B, T]``, with mask tokens where something is to be predicted.
+            mask: who sees whom; None for full attention.
+            rows: flat positions ``b*T + i``, ``[R]``: only these meet the vocabulary.
+
+        Returns:
+            ``[B, T, V]``, or ``[R, V]`` with ``rows``.
+        """
+        x, _ = self.hidden(tokens, mask)
+        x = self.norm(x if rows is None else x.flatten(0, 1)[rows])
+        weight, bias = self._head()
+        return F.linear(x, weight, bias)
+
+    def nll(
+        self, noisy: Tensor, targets: Tensor, rows: Tensor, mask: AttentionMask | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """``-log p(targets | noisy)`` at the selected rows; no other row meets the vocabulary.
+
+        Args:
+            noisy: ``[B, T]`` with mask tokens.
+            targets: ``[B, T]`` clean ids.
+            rows: flat positions ``b*T + i``, ``[R]``.
+            mask: who sees whom.
+
+        Returns:
+            nats ``[R]`` (float32 or wider), and the router's logits ``[sparse layers, B*T, E]`` of a sparse net.
+        """
+        x, router = self.hidden(noisy, mask)
+        x = self.norm(x.flatten(0, 1)[rows])
+        weight, bias = self._head()
+        return chunked_nll(x, weight, bias, targets.flatten()[rows]), router
+
+    def hidden(self, tokens: Tensor, mask: AttentionMask | None = None) -> tuple[Tensor, Tensor | None]:
+        """The residual stream after the last block, ``[B, T, D]``, and the router's logits of a sparse net."""
+        c, device = self.config, tokens.device
+        weight = self.embed.weight
+        dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else weight.dtype
+        plan = plan_attention(mask, c.causal, tokens.shape, dtype, device, self.attention)
+        table = rotary_table(tokens.shape[1], c.rotary_dim, c.rope_theta, dtype, device)
+        x, routers = self.embed(tokens), []
+        for block in self.blocks:
+            x, router = block(x, table, plan)
+            if router is not None:
+                routers.append(router)
+        return x, torch.stack(routers) if routers else None
+
+    def _head(self) -> tuple[Tensor, Tensor | None]:
+        return (self.embed.weight, None) if self.head is None else (self.head.weight, self.head.bias)
+
+    def init_weights(self, seed: int | None = None) -> None:
+        """Set every parameter and buffer; also what makes a net real that was built on the meta device.
+
+        Each tensor is drawn by a generator of its own, seeded by (seed, its place in the net), and a sharded one keeps
+        its part of it: the same seed gives the same net on one process and on any number of shards.
+
+        ============== ============================================= =====================
+        parameter      "mitchell" (cut at three deviations)          "normal"
+        ============== ============================================= =====================
+        embedding      1 / sqrt(D)                                   init_std
+        linear, head   1 / sqrt(fan-in)                              init_std
+        residual out   1 / sqrt(2 fan-in (layer + 1))                init_std
+        norms, biases  1, 0                                          1, 0
+        ============== ============================================= =====================
+
+        Args:
+            seed: None takes the process's initial seed (what ``seed_everything`` sets).
+        """
+        seed = torch.initial_seed() if seed is None else seed
+        for buffer in self.buffers():
+            buffer.data.zero_()
+        for number, (name, parameter) in enumerate(self.named_parameters()):
+            with torch.no_grad():
+                if name.endswith("bias"):
+                    parameter.zero_()
+                elif "norm" in name.rsplit(".", 2)[-2]:
+                    parameter.fill_(1.0)
+                else:
+                    generator = torch.Generator(parameter.device).manual_seed((seed * 1_000_003 + number) % 2**63)
+                    _fill(parameter, self._std(name, parameter), self.config.init == "mitchell", generator)
+
+    def _std(self, name: str, parameter: Tensor) -> float:
+        if self.config.init == "normal":
+            return self.config.init_std
+        if name == "embed.weight":
+            return 1 / math.sqrt(self.config.d_model)
+        fan_in = parameter.shape[-2 if parameter.ndim == 3 else -1]  # stacked experts are [E, in, out]
+        if name.endswith(("attn.out.weight", "down.weight", "mlp.down")):
+            fan_in *= 2 * (int(name.split(".")[1]) + 1)
+        return 1 / math.sqrt(fan_in)
+
+
+def chunked_nll(x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    """Cross-entropy of ``x @ weight.T + bias`` against ``targets``, nats ``[R]``, in float32 or wider.
+
+    With gradients and a vocabulary worth it, the chunked kernel: the logits of all rows never exist at once. Its
+    defaults are slow on a CPU (5x and more in bfloat16), so chunk and accumulation are set here.
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    if torch.is_grad_enabled() and len(weight) >= CHUNKED_VOCABULARY:
+        options = nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK_ROWS, acc_policy="accurate")
+        return widen(F.linear_cross_entropy(x, weight, targets, linear_bias=bias, reduction="none", options=options))
+    parts = zip(x.split(CHUNK_ROWS), targets.split(CHUNK_ROWS), strict=True)
+    if torch.is_grad_enabled():
+        parts = iter([(x, targets)])
+    return torch.cat([F.cross_entropy(widen(F.linear(a, weight, bias)), y, reduction="none") for a, y in parts])
+
+
+def _fill(parameter: Tensor, std: float, cut: bool, generator: torch.Generator) -> None:
+    """Draw the whole tensor, keep this shard's part."""
+    full = torch.empty(parameter.shape, dtype=torch.float32, device=parameter.device)
+    if cut:
+        nn.init.trunc_normal_(full, 0.0, std, -3 * std, 3 * std, generator=generator)
+    else:
+        nn.init.normal_(full, 0.0, std, generator=generator)
+    if isinstance(parameter, DTensor):
+        full = distribute_tensor(full, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    parameter.copy_(full)

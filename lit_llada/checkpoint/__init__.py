@@ -1,0 +1,1 @@
+"""Weights in and out: key maps of the published formats, sharded folders to one file and back."""
