@@ -46,7 +46,12 @@ class AttentionPlan(NamedTuple):
 
 
 def plan_attention(
-    mask: AttentionMask | None, causal: bool, shape: torch.Size, dtype: torch.dtype, device: torch.device, backend: Backend
+    mask: AttentionMask | None,
+    causal: bool,
+    shape: torch.Size,
+    dtype: torch.dtype,
+    device: torch.device,
+    backend: Backend,
 ) -> AttentionPlan:
     """Turn the description into what ``backend`` needs.
 

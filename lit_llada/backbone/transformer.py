@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils.checkpoint import checkpoint
 
 from lit_llada.backbone.attention import AttentionMask, AttentionPlan, Backend, attend, plan_attention
 from lit_llada.backbone.config import BackboneConfig
@@ -94,6 +95,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = config
         self.attention: Backend = attention
+        self.checkpointing = False  # recompute every block in the backward pass
         self.embed = nn.Embedding(config.vocabulary, config.d_model)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
@@ -145,7 +147,10 @@ class Backbone(nn.Module):
         table = rotary_table(tokens.shape[1], c.rotary_dim, c.rope_theta, dtype, device)
         x, routers = self.embed(tokens), []
         for block in self.blocks:
-            x, router = block(x, table, plan)
+            if self.checkpointing and torch.is_grad_enabled():
+                x, router = checkpoint(block, x, table, plan, use_reentrant=False)
+            else:
+                x, router = block(x, table, plan)
             if router is not None:
                 routers.append(router)
         return x, torch.stack(routers) if routers else None

@@ -1,0 +1,1 @@
+"""The LightningModules: thin, one per way of training, all on the same net."""

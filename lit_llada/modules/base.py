@@ -1,0 +1,290 @@
+"""What every way of training shares: the net, its frozen twin, the optimiser, and the step around the loss.
+
+A training step returns a *sum* over tokens. Gradients of sums are added up over accumulation steps and processes, and
+divided once, by the number of tokens that all of them counted: exact, whatever the lengths of the rows.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict
+from typing import Any, Literal, TypedDict
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import FSDPStrategy
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lit_llada.backbone.attention import Backend
+from lit_llada.backbone.config import BackboneConfig
+from lit_llada.backbone.moe import balance_loss, z_loss
+from lit_llada.backbone.transformer import Backbone
+from lit_llada.errors import UserError
+from lit_llada.training.gradients import clip_, global_norm, local_gradients
+from lit_llada.training.optimizers import OptimizerName, make_optimizer
+from lit_llada.training.schedules import Schedule
+from lit_llada.training.sharding import compile_blocks, shard
+
+
+class StepOutput(TypedDict):
+    """What a step leaves for the callbacks. B batch, T tokens, R masked rows, E experts."""
+
+    loss: Tensor  # a sum; with its graph in training
+    count: Tensor  # tokens that the sum is over
+    nll: Tensor  # [R] nats
+    rows: Tensor  # [R] flat positions b*T + i
+    t: Tensor  # [B]
+    p_mask: Tensor  # [B]
+    masked: Tensor  # [B, T]
+    keys: Tensor  # [B]
+    router_logits: Tensor | None  # [sparse layers, B*T, E]
+
+
+class DiffusionModule(L.LightningModule):
+    """A masked diffusion language model in training.
+
+    Args:
+        backbone: the architecture; its vocabulary may be left to the data.
+        lr: peak learning rate.
+        weight_decay: decoupled, on matrices.
+        betas: AdamW's decay rates.
+        optimizer: ``adamw``, or ``muon`` for the matrices inside the blocks.
+        schedule: the learning rate over the run.
+        balance_weight: weight of the experts' load-balancing loss (sparse nets).
+        z_weight: weight of the router's z-loss (sparse nets).
+        attention: backend; ``auto`` picks by device, dtype and length.
+        checkpointing: recompute each block in the backward pass: less memory, a third more work.
+        compile: compile each block.
+        nonfinite: a step whose loss or gradient is NaN or inf never touches the weights: ``stop`` the run there, with a
+            checkpoint and a message, or ``skip`` the step and count it.
+        seed: of the noise.
+        mask_id: the mask token; None takes the data's.
+    """
+
+    def __init__(
+        self,
+        backbone: BackboneConfig,
+        lr: float = 4e-4,
+        weight_decay: float = 0.1,
+        betas: list[float] = [0.9, 0.95],  # noqa: B006  (jsonargparse shows it; nobody writes to it)
+        optimizer: OptimizerName = "adamw",
+        schedule: Schedule = Schedule(),  # noqa: B008
+        balance_weight: float = 0.01,
+        z_weight: float = 0.001,
+        attention: Backend = "auto",
+        checkpointing: bool = False,
+        compile: bool = False,
+        nonfinite: Literal["stop", "skip"] = "stop",
+        seed: int = 1,
+        mask_id: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self._plain_hyperparameters()
+        self.backbone, self.mask_id = copy.copy(backbone), mask_id
+        self.lr, self.weight_decay, self.betas, self.optimizer, self.schedule = (
+            lr,
+            weight_decay,
+            betas,
+            optimizer,
+            schedule,
+        )
+        self.balance_weight, self.z_weight = balance_weight, z_weight
+        self.attention, self.checkpointing, self.compile_blocks = attention, checkpointing, compile
+        self.nonfinite, self.seed = nonfinite, seed
+        self.net: Backbone | None = None
+        self.ema: Backbone | None = None
+        self.keep_ema = False  # the EMA callback's wish, known before the net is built
+        self.stop_requested = False  # by a signal, in any process; all stop together after the step
+        self.skipped_steps = 0
+
+    # ------------------------------------------------------------------ building
+
+    def setup(self, stage: str) -> None:
+        """Take vocabulary and mask token from the data, or hold them against it."""
+        data = getattr(self.trainer, "datamodule", None)
+        if data is not None:
+            size = self.backbone.vocab_size
+            if size is None:
+                self.backbone.vocab_size = data.vocab_size
+            elif size < data.vocab_size:
+                raise UserError(
+                    f"backbone.vocab_size is {size}, but the data's tokenizer has {data.vocab_size} tokens; "
+                    "leave vocab_size out or prepare the data with the model's tokenizer"
+                )
+            self.mask_id = data.mask_id if self.mask_id is None else self.mask_id
+        if self.mask_id is None:
+            raise UserError("model.mask_id is not set; give it, or give data whose tokenizer tells it")
+        if not 0 <= self.mask_id < self.backbone.vocabulary:
+            raise UserError(
+                f"model.mask_id {self.mask_id} lies outside the vocabulary 0..{self.backbone.vocabulary - 1}"
+            )
+
+    def configure_model(self) -> None:
+        """Build the net (and its twin): on the meta device, parallelised, and only then real."""
+        if self.net is None:
+            self.net = self._build()
+            if self.keep_ema:
+                self.ema = self.frozen_twin()
+
+    def frozen_twin(self) -> Backbone:
+        """A second, frozen, equally sharded copy of the net."""
+        assert self.net is not None
+        twin = self._build().requires_grad_(False)
+        with torch.no_grad():
+            for mine, its in zip(twin.parameters(), self.net.parameters(), strict=True):
+                mine.copy_(its)
+        return twin
+
+    @property
+    def denoiser(self) -> Backbone:
+        """What samples and is validated: the averaged weights if there are any."""
+        net = self.net if self.ema is None else self.ema
+        assert net is not None
+        return net
+
+    def _build(self) -> Backbone:
+        with torch.device("meta"):
+            net = Backbone(self.backbone, self.attention)
+        net.checkpointing = self.checkpointing
+        if self.compile_blocks:
+            compile_blocks(net)
+        mesh, device = self._device_mesh, torch.device("cpu")
+        if mesh is not None:
+            shard(net, mesh["data_parallel"], mixed=self.trainer.precision == "bf16-mixed")
+            device = self.trainer.strategy.root_device
+        net.to_empty(device=device)
+        net.init_weights()
+        return net
+
+    # ------------------------------------------------------------------ the step
+
+    def sum_up(self, bound: Tensor, count: Tensor, router_logits: Tensor | None) -> Tensor:
+        """The sum to be minimised: the bound, and for a sparse net its router losses, weighted by tokens.
+
+        Router losses are means over this micro-batch and this process, as in the published code.
+        """
+        loss = bound
+        if router_logits is not None:
+            balance, z = balance_loss(router_logits, self.backbone.experts_per_token), z_loss(router_logits)
+            loss = loss + count * (self.balance_weight * balance + self.z_weight * z)
+            self._router_sums += torch.stack((balance, z)).detach().double() * count
+        self._sums += torch.stack((bound.detach().double(), count.double()))
+        return loss
+
+    def on_train_start(self) -> None:
+        self._start_sums()
+
+    def _start_sums(self) -> None:
+        self._sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # nats, tokens
+        self._router_sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # balance, z, times tokens
+        self._keys: list[Tensor] = []
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Divide the gradient by the tokens of all processes and micro-batches, and set this step's options.
+
+        The options are the configuration's, also after a resume: what the checkpoint remembers of them is overwritten.
+        """
+        lr = self.lr * self.schedule.factor(self.global_step, self.trainer.max_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+            group["weight_decay"] = self.weight_decay if group["weight_decay"] else 0.0
+            if "betas" in group:
+                group["betas"] = tuple(self.betas)
+        stop = torch.tensor([float(self.stop_requested)], dtype=torch.float64, device=self.device)
+        totals = self.trainer.strategy.reduce(torch.cat((self._sums, self._router_sums, stop)), reduce_op="sum")
+        self._totals = totals
+        # Lightning averages over micro-batches and the strategy over processes; undo both.
+        parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        grads = local_gradients(self.parameters())
+        torch._foreach_mul_(grads, (parts / totals[1]).to(grads[0].dtype))
+        self.log("lr", lr)
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip by the global norm under every strategy, and keep a step that is not finite from the weights.
+
+        The one place in a step that waits for the device: without it a bad step would already be in the weights.
+        """
+        if gradient_clip_algorithm == "value":
+            raise UserError("trainer.gradient_clip_algorithm: value is not supported; clip by norm")
+        sharded = self._device_mesh is not None or isinstance(self.trainer.strategy, FSDPStrategy)
+        grads = local_gradients(self.parameters())
+        norm = global_norm(grads, sharded)
+        nats, tokens, balance, z, stop = self._totals
+        loss = nats / tokens
+        finite, stop_requested = torch.stack(((norm + loss).isfinite().double(), stop)).tolist()
+        self.stop_requested = stop_requested > 0
+        if not finite:
+            self._refuse_step(optimizer)
+        elif gradient_clip_val:
+            clip_(grads, norm, gradient_clip_val)
+        self.log("train/loss", loss.float(), prog_bar=True)
+        self.log("train/grad_norm", norm.float())
+        if self.backbone.n_experts:
+            self.log_dict({"train/balance_loss": (balance / tokens).float(), "train/z_loss": (z / tokens).float()})
+        self._start_sums()
+
+    def _refuse_step(self, optimizer: Optimizer) -> None:
+        rows = torch.cat(self._keys).tolist()
+        what = f"loss or gradient is not finite at step {self.global_step} (rows {rows[0]}..{rows[-1]} on this process)"
+        optimizer.zero_grad(set_to_none=True)
+        if self.nonfinite == "stop":
+            raise NonFiniteStep(what)
+        self.skipped_steps += 1
+        self.log("train/skipped_steps", float(self.skipped_steps), prog_bar=True)
+
+    def configure_optimizers(self) -> Optimizer:
+        assert self.net is not None
+        return make_optimizer(self.net, self.optimizer, self.lr, self.weight_decay, (self.betas[0], self.betas[1]))
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["backbone"] = asdict(self.backbone)
+        checkpoint["mask_id"], checkpoint["skipped_steps"] = self.mask_id, self.skipped_steps
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.check_checkpoint(checkpoint)
+        self.skipped_steps = checkpoint["skipped_steps"]
+        if self.net is None:  # load_from_checkpoint: no trainer has built it
+            self.backbone, self.mask_id = BackboneConfig(**checkpoint["backbone"]), checkpoint["mask_id"]
+            self.keep_ema = any(key.startswith("ema.") for key in checkpoint["state_dict"])
+            self.configure_model()
+
+    def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another architecture.
+
+        Raises:
+            UserError: names the fields that differ.
+        """
+        saved = checkpoint.get("backbone")
+        if saved is None:
+            raise UserError("this checkpoint was not written by lit_llada: it does not say what its backbone is")
+        mine = asdict(self.backbone)
+        mine["vocab_size"] = mine["vocab_size"] or saved["vocab_size"]
+        differ = [f"{key} {saved.get(key)} (now {mine[key]})" for key in mine if saved.get(key) != mine[key]]
+        if differ:
+            raise UserError(f"the checkpoint's backbone differs in {', '.join(differ)}; use its model overlay")
+
+    def _plain_hyperparameters(self) -> None:
+        """Keep hyper-parameters plain, so that every checkpoint loads with ``weights_only``."""
+        if "_instantiator" in self.hparams:
+            return
+        plain = {
+            key: asdict(value) if hasattr(value, "__dataclass_fields__") else value
+            for key, value in self.hparams.items()
+        }
+        plain |= {
+            "_class_path": f"{type(self).__module__}.{type(self).__qualname__}",
+            "_instantiator": "lightning.pytorch.cli.instantiate_module",
+        }
+        self._hparams.clear()
+        self._hparams.update(plain)
+        self._hparams_initial = copy.deepcopy(self._hparams)
+
+
+class NonFiniteStep(UserError):
+    """The run met a loss or gradient that is NaN or inf; the weights are those before that step."""

@@ -1,0 +1,93 @@
+"""Pre-training: every token may be masked, and the bound is divided by all of them (2502.09992, Algorithm 1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_llada.backbone.attention import AttentionMask
+from lit_llada.data.packing import Batch
+from lit_llada.modules.base import DiffusionModule, StepOutput
+from lit_llada.objectives.diffusion import bound_sum
+from lit_llada.objectives.noise import Masking, TimeSampler, mask_tokens, random_length, sample_times
+
+VALIDATION_STRATA = 64  # validation times are always stratified, and the same in every validation
+
+
+class PretrainingModule(DiffusionModule):
+    """Pre-training of a masked diffusion language model.
+
+    Args:
+        time_sampler: ``iid`` as in the paper; ``stratified`` over the global batch or ``antithetic`` pairs have less
+            variance and the same expectation.
+        masking: ``bernoulli`` as in the paper's training, or ``fixed_count``.
+        eps: smallest masking probability.
+        random_length: share of steps whose rows are cut to a random length.
+        document_mask: documents that share a row do not see each other (LLaDA lets them).
+        **options: of :class:`DiffusionModule`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        time_sampler: TimeSampler = "iid",
+        masking: Masking = "bernoulli",
+        eps: float = 1e-3,
+        random_length: float = 0.01,
+        document_mask: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(*args, **options)
+        self.time_sampler, self.masking, self.eps = time_sampler, masking, eps
+        self.random_length, self.document_mask = random_length, document_mask
+
+    def training_step(self, batch: Batch, batch_idx: int) -> StepOutput:
+        length = random_length(batch.tokens.shape[1], self.random_length, self.seed, self.global_step)
+        strata = len(batch.tokens) * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        t = sample_times(batch.keys, self.seed, sampler=self.time_sampler, strata=strata)
+        output = self._denoise(batch, t, self.seed, length)
+        output["loss"] = self.sum_up(output["loss"], output["count"], output["router_logits"])
+        self._keys.append(batch.keys)
+        return output
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> StepOutput:
+        t = sample_times(batch.keys, self.seed + 1, sampler="stratified", strata=VALIDATION_STRATA)
+        output = self._denoise(batch, t, self.seed + 1, batch.tokens.shape[1])
+        self._validation_sums += torch.stack((output["loss"].double(), output["count"].double()))
+        return output
+
+    def _denoise(self, batch: Batch, t: Tensor, seed: int, length: int) -> StepOutput:
+        """The paragraph that this module is: mask, predict the masked tokens, weigh their losses."""
+        net = self.net if self.training else self.denoiser
+        tokens, maskable, documents, keys = (x[:, :length] if x.ndim == 2 else x for x in batch)
+        noisy, masked, p_mask = mask_tokens(
+            tokens, maskable, t, keys, self.mask_id, seed, masking=self.masking, eps=self.eps
+        )
+        rows = masked.flatten().nonzero().squeeze(1)
+        visible = AttentionMask(documents if self.document_mask else None)
+        nll, router_logits = net.nll(noisy, tokens, rows, visible)
+        return StepOutput(
+            loss=bound_sum(nll, rows, p_mask, length),
+            count=maskable.sum(),
+            nll=nll.detach(),
+            rows=rows,
+            t=t,
+            p_mask=p_mask,
+            masked=masked,
+            keys=keys,
+            router_logits=router_logits,
+        )
+
+    def on_validation_epoch_start(self) -> None:
+        self._validation_sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+
+    def on_validation_epoch_end(self) -> None:
+        nats, tokens = self.trainer.strategy.reduce(self._validation_sums, reduce_op="sum")
+        stage = "test" if self.trainer.testing else "val"
+        self.log(f"{stage}/loss", (nats / tokens).float(), prog_bar=True, sync_dist=True)
+
+    test_step = validation_step
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_epoch_end = on_validation_epoch_end

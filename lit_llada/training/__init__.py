@@ -1,0 +1,1 @@
+"""How a net is trained: optimisers, schedules, sharding, strategies. Knows a net by its blocks and nothing of diffusion."""

@@ -1,0 +1,30 @@
+"""From a single-device net to one that is compiled block by block and sharded over a mesh; applied from outside."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+
+def compile_blocks(net: nn.Module) -> None:
+    """Compile every block on its own, in place: names of parameters stay, and equal blocks share one compilation."""
+    for block in net.blocks:  # type: ignore[union-attr]
+        block.compile()
+
+
+def shard(net: nn.Module, mesh: DeviceMesh, mixed: bool) -> None:
+    """FSDP2 over a one-dimensional mesh: every block gathers its own weights, the root gathers embedding and head.
+
+    Args:
+        net: with ``blocks`` and the extra entry point ``nll``.
+        mesh: the data-parallel mesh.
+        mixed: gather block weights in bfloat16 and reduce their gradients in float32. Embedding, last norm and head
+            stay float32, and so does the residual stream, as under autocast on one device.
+    """
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False) if mixed else None
+    for block in net.blocks:  # type: ignore[union-attr]
+        fully_shard(block, mesh=mesh, mp_policy=policy or MixedPrecisionPolicy())
+    fully_shard(net, mesh=mesh)
+    register_fsdp_forward_method(net, "nll")

@@ -1,0 +1,33 @@
+"""Lightning's Trainer, with one more word for ``precision``: ``auto``."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT
+
+
+class Trainer(L.Trainer):
+    """Lightning's Trainer.
+
+    Args:
+        precision: ``auto`` takes bf16-mixed where the hardware multiplies bfloat16 fast, else 32-true.
+    """
+
+    def __init__(
+        self, *args: Any, precision: _PRECISION_INPUT | Literal["auto"] | None = "auto", **kwargs: Any
+    ) -> None:
+        if precision == "auto":
+            precision = "bf16-mixed" if fast_bfloat16(kwargs.get("accelerator", "auto")) else "32-true"
+        super().__init__(*args, precision=precision, **kwargs)
+
+
+def fast_bfloat16(accelerator: str = "auto") -> bool:
+    """Whether matrix products are faster in bfloat16 than in float32 on what the run will use."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.cuda.get_device_capability() >= (8, 0)
+    if accelerator in ("auto", "cpu"):
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return False
