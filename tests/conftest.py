@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread each (two processes share the cores), and no leftovers in the environment."""
+"""Shared by all tests: one thread each (two processes share the cores), a small prepared folder, and forked ranks."""
 
 from __future__ import annotations
 
@@ -8,11 +8,79 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import socket
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+
+Forked = Callable[..., list[Any]]
 
 
 @pytest.fixture(autouse=True)
 def _one_thread_and_a_seed() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(1)
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared folder: 60 short documents, bytes as tokens."""
+    from lit_llada.data.prepare import prepare_text
+
+    source = tmp_path_factory.mktemp("source")
+    for i in range(60):
+        (source / f"{i:02d}.txt").write_text("".join(f"document {i} says {i * j % 17}.\n" for j in range(20 + i % 7)))
+    out = tmp_path_factory.mktemp("prepared") / "data"
+    prepare_text([str(source)], out=str(out), val_fraction=0.2, workers=1)
+    return out
+
+
+@pytest.fixture
+def forked() -> Forked:
+    """``forked(fn, world, *args)``: run ``fn(rank, *args)`` in forked processes as torchrun would; their results."""
+    return run_forked
+
+
+def run_forked(fn: Callable[..., Any], world: int, *args: Any, timeout: float = 180) -> list[Any]:
+    context = torch.multiprocessing.get_context("fork")
+    queue, port, results = context.Queue(), _free_port(), {}
+    processes = [context.Process(target=_rank, args=(r, world, port, fn, args, queue)) for r in range(world)]
+    for process in processes:
+        process.start()
+    try:
+        for _ in processes:
+            rank, ok, value = queue.get(timeout=timeout)
+            assert ok, f"rank {rank} failed:\n{value}"
+            results[rank] = value
+    finally:
+        for process in processes:
+            process.join(10)
+            process.kill()
+    return [results[rank] for rank in range(world)]
+
+
+def _rank(rank: int, world: int, port: int, fn: Callable[..., Any], args: tuple[Any, ...], queue: Any) -> None:
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0",
+        WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world), TORCHELASTIC_RUN_ID="forked", TORCHELASTIC_RESTART_COUNT="0",
+    )  # fmt: skip
+    torch.set_num_threads(1)
+    try:
+        result = (rank, True, fn(rank, *args))
+    except BaseException:
+        result = (rank, False, traceback.format_exc())
+    queue.put(result)
+    queue.close()
+    queue.join_thread()
+    # gloo's threads sometimes abort in an orderly exit, after everything has passed.
+    os._exit(0)
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
