@@ -1,1 +1,1 @@
-"""The net: one bidirectional Transformer, dense or mixture-of-experts by configuration. Knows torch and nothing else."""
+"""The net: one bidirectional Transformer, dense or mixture-of-experts by configuration. Knows only torch."""

@@ -40,8 +40,8 @@ class AttentionPlan(NamedTuple):
     backend: str
     causal: bool
     allowed: Tensor | None = None  # sdpa, eager: [B or 1, 1, T, T], True where the query (row) sees the key (column)
-    index: Tensor | None = None  # flash: flat positions b*T + i of the real tokens
-    cu_seqlens: Tensor | None = None  # flash: int32 offsets of the documents among them, from 0 to len(index)
+    real: Tensor | None = None  # flash: flat positions b*T + i of the real tokens
+    cu_seqlens: Tensor | None = None  # flash: int32 offsets of the documents among them, from 0 to their number
     block_mask: Any = None  # flex
 
 
@@ -108,7 +108,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
 def dense_mask(
     documents: Tensor | None, padding: Tensor | None, causal: bool, length: int, device: torch.device
 ) -> Tensor | None:
-    """``[B or 1, 1, T, T]``, True where the query sees the key; None when everybody sees everybody (or all the past)."""
+    """``[B or 1, 1, T, T]``, True where the query sees the key; None when it sees everything (or all the past)."""
     if documents is None and padding is None:
         return None
     allowed = torch.ones(1, length, length, dtype=torch.bool, device=device)
@@ -164,12 +164,12 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
     functions = _flash_functions()
     assert functions is not None
     dense, varlen = functions
-    if plan.index is None:
+    if plan.real is None:
         return dense(q, k, v, causal=plan.causal)
-    packed = (x.flatten(0, 1)[plan.index] for x in (q, k, v))
+    packed = (x.flatten(0, 1)[plan.real] for x in (q, k, v))
     length = q.shape[1]  # an upper bound of the longest document: the exact one would cost a wait for the device
     out = varlen(*packed, plan.cu_seqlens, plan.cu_seqlens, length, length, causal=plan.causal)
-    return torch.zeros_like(q).flatten(0, 1).index_copy(0, plan.index, out).view_as(q)
+    return torch.zeros_like(q).flatten(0, 1).index_copy(0, plan.real, out).view_as(q)
 
 
 @functools.cache
@@ -211,7 +211,7 @@ def _flex_block_mask(
 
 
 @functools.cache
-def _flex_kernel(device_type: str) -> Callable[..., Tensor]:
+def _flex_kernel(device_type: str) -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
 
     # Uncompiled it materialises the scores; on a CPU that is what the tests want, on a GPU nobody does.

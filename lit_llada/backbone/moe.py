@@ -29,6 +29,7 @@ class MoE(nn.Module):
         self.gate_up = nn.Parameter(torch.empty(n_experts, width, 2 * hidden))
         self.down = nn.Parameter(torch.empty(n_experts, hidden, width))
         self.shared = SwiGLU(width, shared_hidden) if shared_hidden else None
+        self.expert_bias: Tensor | None
         # Added to the probabilities, in the choice and in the weights, as the published code does.
         self.register_buffer("expert_bias", torch.zeros(n_experts) if bias else None)
 

@@ -33,24 +33,20 @@ class Attention(nn.Module):
         bias = config.bias or config.qkv_bias
         self.qkv = nn.Linear(config.d_model, sum(self.widths), bias=bias)  # one matrix: queries, keys, values
         self.out = nn.Linear(self.widths[0], config.d_model, bias=config.bias)
-        normed = {"none": None, "head": [config.head_width] * 2, "width": self.widths[:2]}[config.qk_norm]
-        self.q_norm = RMSNorm(normed[0], config.norm_eps) if normed else None
-        self.k_norm = RMSNorm(normed[1], config.norm_eps) if normed else None
+        if config.qk_norm != "none":
+            q, k = [config.head_width] * 2 if config.qk_norm == "head" else self.widths[:2]
+            self.q_norm, self.k_norm = RMSNorm(q, config.norm_eps), RMSNorm(k, config.norm_eps)
 
     def forward(self, x: Tensor, table: Tensor, plan: AttentionPlan) -> Tensor:
         c = self.config
         q, k, v = self.qkv(x).split(self.widths, dim=-1)
         if c.qk_norm == "width":
-            q, k = self._norm(q, k)
+            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
         q, k, v = (part.unflatten(-1, (-1, c.head_width)) for part in (q, k, v))
         if c.qk_norm == "head":
-            q, k = self._norm(q, k)
+            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
         q, k = (rotate(part, table, c.rope_full_precision) for part in (q, k))
         return self.out(attend(q, k, v, plan).flatten(-2))
-
-    def _norm(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        assert self.q_norm is not None and self.k_norm is not None
-        return self.q_norm(q).to(q.dtype), self.k_norm(k).to(k.dtype)
 
 
 class Block(nn.Module):
@@ -212,9 +208,9 @@ def chunked_nll(x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor)
     if torch.is_grad_enabled() and len(weight) >= CHUNKED_VOCABULARY:
         options = nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK_ROWS, acc_policy="accurate")
         return widen(F.linear_cross_entropy(x, weight, targets, linear_bias=bias, reduction="none", options=options))
-    parts = zip(x.split(CHUNK_ROWS), targets.split(CHUNK_ROWS), strict=True)
-    if torch.is_grad_enabled():
-        parts = iter([(x, targets)])
+    # Without gradients the logits of a part are gone before the next part's come.
+    rows = len(x) if torch.is_grad_enabled() else CHUNK_ROWS
+    parts = zip(x.split(max(rows, 1)), targets.split(max(rows, 1)), strict=True)
     return torch.cat([F.cross_entropy(widen(F.linear(a, weight, bias)), y, reduction="none") for a, y in parts])
 
 

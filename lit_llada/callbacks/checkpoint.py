@@ -61,10 +61,8 @@ class StepCheckpoint(Checkpoint):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if isinstance(exception, NonFiniteStep):  # every process meets it together, so all can save together
             path = self.save(trainer, f"before-nonfinite-step={trainer.global_step:07d}.ckpt")
-            exception.args = (
-                f"{exception.args[0]}; the weights before it are in {path}. Lower model.lr, look at those rows, "
-                "or set model.nonfinite: skip",
-            )
+            remedy = "Lower model.lr, look at those rows, or set model.nonfinite: skip"
+            exception.args = (f"{exception.args[0]}; the weights before it are in {path}. {remedy}",)
 
     def save(self, trainer: L.Trainer, name: str | None = None) -> Path:
         """Write a checkpoint of this step, unless there is one, and remove the oldest."""

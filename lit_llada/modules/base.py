@@ -130,19 +130,28 @@ class DiffusionModule(L.LightningModule):
 
     def frozen_twin(self) -> Backbone:
         """A second, frozen, equally sharded copy of the net."""
-        assert self.net is not None
         twin = self._build().requires_grad_(False)
         with torch.no_grad():
-            for mine, its in zip(twin.parameters(), self.net.parameters(), strict=True):
+            for mine, its in zip(twin.parameters(), self.trained.parameters(), strict=True):
                 mine.copy_(its)
         return twin
 
     @property
+    def trained(self) -> Backbone:
+        """The net that the optimiser moves, once it is built."""
+        assert self.net is not None, "the net is built when a trainer (or load_from_checkpoint) configures the module"
+        return self.net
+
+    @property
     def denoiser(self) -> Backbone:
         """What samples and is validated: the averaged weights if there are any."""
-        net = self.net if self.ema is None else self.ema
-        assert net is not None
-        return net
+        return self.trained if self.ema is None else self.ema
+
+    @property
+    def mask_token(self) -> int:
+        """``mask_id``, once it is known."""
+        assert self.mask_id is not None, "mask_id is known after setup"
+        return self.mask_id
 
     def _build(self) -> Backbone:
         with torch.device("meta"):
@@ -237,8 +246,7 @@ class DiffusionModule(L.LightningModule):
         self.log("train/skipped_steps", float(self.skipped_steps), prog_bar=True)
 
     def configure_optimizers(self) -> Optimizer:
-        assert self.net is not None
-        return make_optimizer(self.net, self.optimizer, self.lr, self.weight_decay, (self.betas[0], self.betas[1]))
+        return make_optimizer(self.trained, self.optimizer, self.lr, self.weight_decay, (self.betas[0], self.betas[1]))
 
     # ------------------------------------------------------------------ checkpoints
 

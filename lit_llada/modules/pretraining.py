@@ -60,10 +60,10 @@ class PretrainingModule(DiffusionModule):
 
     def _denoise(self, batch: Batch, t: Tensor, seed: int, length: int) -> StepOutput:
         """The paragraph that this module is: mask, predict the masked tokens, weigh their losses."""
-        net = self.net if self.training else self.denoiser
+        net = self.trained if self.training else self.denoiser
         tokens, maskable, documents, keys = (x[:, :length] if x.ndim == 2 else x for x in batch)
         noisy, masked, p_mask = mask_tokens(
-            tokens, maskable, t, keys, self.mask_id, seed, masking=self.masking, eps=self.eps
+            tokens, maskable, t, keys, self.mask_token, seed, masking=self.masking, eps=self.eps
         )
         rows = masked.flatten().nonzero().squeeze(1)
         visible = AttentionMask(documents if self.document_mask else None)

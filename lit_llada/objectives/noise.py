@@ -118,7 +118,7 @@ def mask_tokens(
 
 
 def random_length(length: int, share: float, seed: int, step: int) -> int:
-    """The length that this step's rows are cut to: uniform in 1..length for a ``share`` of the steps, else all of it."""
+    """The length that this step's rows are cut to: uniform in 1..length in a ``share`` of the steps, else all."""
     key = torch.tensor(step)
     if share == 0 or float(keyed_uniform(seed, _LENGTH_GATE, key)) >= share:
         return length

@@ -1,1 +1,1 @@
-"""How a net is trained: optimisers, schedules, sharding, strategies. Knows a net by its blocks and nothing of diffusion."""
+"""How a net is trained: optimisers, schedules, sharding, strategies. Knows a net by its blocks, not diffusion."""

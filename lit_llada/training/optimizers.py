@@ -26,7 +26,9 @@ def make_optimizer(
         weight_decay: decoupled.
         betas: AdamW's two decay rates.
     """
-    matrices, experts, rest = [], [], []
+    matrices: list[nn.Parameter] = []
+    experts: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for key, parameter in net.named_parameters():
         if parameter.requires_grad:
             inner = key.startswith("blocks.") and parameter.ndim == 2 and name == "muon"

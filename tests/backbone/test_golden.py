@@ -52,7 +52,7 @@ def test_logits_hidden_states_and_router_equal_golden(name: str, attention: str,
             check_router(net, tokens, real, golden, case, kind, atol)
 
 
-def check_router(net, tokens, real, golden, case, kind, atol) -> None:  # noqa: ANN001
+def check_router(net, tokens, real, golden, case, kind, atol) -> None:
     _, router = net.hidden(tokens, AttentionMask(padding=real))
     router = router.unflatten(1, tokens.shape)[:, real]
     torch.testing.assert_close(

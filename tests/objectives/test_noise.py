@@ -21,7 +21,7 @@ def masks(keys: torch.Tensor, maskable: torch.Tensor, masking: str, t: float = 0
 def test_uniforms_are_uniform_and_streams_do_not_depend_on_each_other() -> None:
     position = torch.arange(64)
     u = keyed_uniform(1, KEYS[:, None], position)
-    assert 0 <= u.min() and u.max() < 1
+    assert u.min() >= 0 and u.max() < 1
     assert abs(u.mean() - 0.5) < 0.003 and abs(u.var() - 1 / 12) < 0.003
     others = [keyed_uniform(2, KEYS[:, None], position), u.roll(1, 0), u.roll(1, 1)]
     assert all(abs(torch.corrcoef(torch.stack((u.flatten(), o.flatten())))[0, 1]) < 0.01 for o in others)
@@ -33,7 +33,7 @@ def test_uniforms_are_uniform_and_streams_do_not_depend_on_each_other() -> None:
 @pytest.mark.parametrize("sampler", ["iid", "stratified", "antithetic"])
 def test_time_samplers_have_the_uniform_marginal(sampler: str) -> None:
     t = sample_times(KEYS, 1, sampler=sampler, strata=16)
-    assert 0 <= t.min() and t.max() <= 1
+    assert t.min() >= 0 and t.max() <= 1
     counts = torch.histc(t, bins=16, min=0, max=1)
     assert ((counts - 256) ** 2 / 256).sum() < 40  # 15 degrees of freedom: p = 0.0005
 
