@@ -1,0 +1,7 @@
+"""``python -m lit_llada`` is ``lit-llada``."""
+
+import sys
+
+from lit_llada.cli import main
+
+sys.exit(main())

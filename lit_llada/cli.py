@@ -1,0 +1,151 @@
+"""What can be typed after ``lit-llada``? One word picks a function; a user's mistake is one line and status 2.
+
+Nothing heavy is imported here: ``--help`` and a mistyped verb answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import errno
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+from lit_llada.errors import UserError
+
+# verb -> (where it lives: a function of the remaining words, what it does)
+VERBS = {
+    "fit": ("lit_llada.cli_training:fit", "train; the same command again resumes where it stopped"),
+    "validate": ("lit_llada.cli_training:validate", "the validation bound of a run's newest checkpoint"),
+    "test": ("lit_llada.cli_training:test", "the same over the test loader"),
+    "prepare": ("lit_llada.cli:prepare", "text and code -> tokenizer, chunks, manifest; --check verifies them"),
+    "consolidate": ("lit_llada.cli:consolidate", "a sharded checkpoint folder -> one file that any strategy loads"),
+}
+
+HELP = """\
+lit-llada: train and study masked diffusion language models
+
+usage: lit-llada VERB ...        (lit-llada VERB --help tells more)
+
+{verbs}
+
+  lit-llada prepare text --corpus prose --out data/stdlib
+  lit-llada fit -c configs/recipe/demo.yaml -c configs/data/stdlib.yaml -c configs/model/demo.yaml
+  lit-llada fit -c configs/recipe/demo.yaml -c configs/data/stdlib.yaml -c configs/model/moe_demo.yaml --model.lr 3e-4
+
+Overlays (-c) add up, the later one wins, and what stands on the command line wins over all.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status is 0, 2 after a user's mistake, 130 after Ctrl-C, 143 after SIGTERM."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(HELP.format(verbs="\n".join(f"  {verb:<12} {text}" for verb, (_, text) in VERBS.items())))
+        return 0 if words else 2
+    if words[0] == "--version":
+        from lit_llada import __version__
+
+        print(f"lit-llada {__version__}")
+        return 0
+    if words[0] not in VERBS:
+        close = difflib.get_close_matches(words[0], VERBS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(VERBS)}"
+        return _fail(f"unknown verb {words[0]!r}; {hint}")
+    return run(_function(VERBS[words[0]][0]), words[1:])
+
+
+def run(command: Callable[[list[str]], int | None], words: list[str]) -> int:
+    """Call ``command`` and turn what a user can mend into one line. Everything else keeps its traceback."""
+    try:
+        return command(words) or 0
+    except UserError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return 130
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning's own way out of Ctrl-C
+            return 130
+        raise
+    except Exception as error:
+        line = _explained(error)
+        if line is None:
+            raise
+        return _fail(line)
+
+
+def prepare(words: list[str]) -> int:
+    """``prepare text INPUT ... --out DIR`` or ``prepare --check DIR``."""
+    usage = "lit-llada prepare text INPUT ... --out DIR (or --corpus prose), or lit-llada prepare --check DIR"
+    if words[:1] == ["--check"]:
+        if len(words) != 2:
+            raise UserError(f"prepare --check takes one folder: {usage}")
+        _function("lit_llada.data.prepare:check_prepared")(words[1])
+        print(f"{words[1]}: complete, every hash as in its manifest")
+        return 0
+    if words[:1] in (["-h"], ["--help"]):
+        print(f"usage: {usage}\n\nlit-llada prepare text --help lists the options.")
+        return 0
+    if words[:1] != ["text"]:
+        raise UserError(f"prepare: {words[0]!r} is not a kind of data; {usage}" if words else f"usage: {usage}")
+    from lit_llada.cli_parser import Parser
+
+    prepare_text = _function("lit_llada.data.prepare:prepare_text")
+    parser = Parser(prog="lit-llada prepare text", description="Text and code to tokenizer, chunks and manifest.")
+    parser.add_argument("inputs", nargs="*", type=str, help="files and folders")
+    parser.add_function_arguments(prepare_text, skip={"inputs"}, fail_untyped=False)
+    prepare_text(**parser.parse_args(words[1:]).as_dict())
+    return 0
+
+
+def consolidate(words: list[str]) -> int:
+    """``consolidate SOURCE TARGET``."""
+    parser = argparse.ArgumentParser("lit-llada consolidate", description=VERBS["consolidate"][1], allow_abbrev=False)
+    parser.add_argument("source", help="the checkpoint folder")
+    parser.add_argument("target", help="the file to write")
+    args = parser.parse_args(words)
+    _function("lit_llada.checkpoint.consolidate:consolidate")(args.source, args.target)
+    print(args.target)
+    return 0
+
+
+def _function(where: str) -> Callable[..., int | None]:
+    module, name = where.split(":")
+    function: Callable[..., int | None] = getattr(importlib.import_module(module), name)
+    return function
+
+
+def _fail(line: str) -> int:
+    print(f"error: {' '.join(line.split())}", file=sys.stderr)
+    return 2
+
+
+def _explained(error: Exception) -> str | None:
+    """One line for an unexpected exception that a user can mend; None for all others."""
+    for cause in _causes(error):
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            where = f" while writing {cause.filename}" if cause.filename else ""
+            good = getattr(error, "last_good", None)  # left by cli_training
+            kept = f"the last whole checkpoint is {good}" if good else "no checkpoint was complete yet"
+            return f"no space left on the disk{where}; {kept}. Free some space and run the same command again"
+        if isinstance(cause, RuntimeError) and str(cause).startswith("Error(s) in loading state_dict"):
+            first = " ".join(str(cause).split()[:40])
+            return f"the checkpoint does not fit this model: {first} ... (same model overlay? same ema.enabled?)"
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The exception, what it was raised from, and what single ranks raised inside a distributed save."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        cause = waiting.pop()
+        if cause is None or id(cause) in seen:
+            continue
+        seen.add(id(cause))
+        yield cause
+        ranks = getattr(cause, "failures", None)
+        if isinstance(ranks, dict):  # torch.distributed.checkpoint: rank -> (exception, traceback)
+            waiting.extend(failure[0] for failure in ranks.values())
+        waiting.extend((cause.__cause__, cause.__context__))

@@ -1,0 +1,168 @@
+"""``fit``, ``validate`` and ``test``: LightningCLI with layered overlays, one run directory and resume by default.
+
+Every callback has its own namespace (``--sampling.every_n_steps 200``, ``--ema.enabled true``), so that an overlay
+changes one option without repeating a list; ``trainer.callbacks`` is left to the user's own.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lit_llada.callbacks.checkpoint import StepCheckpoint, checkpoints
+from lit_llada.callbacks.ema import EMA
+from lit_llada.callbacks.noise_curve import NoiseCurve
+from lit_llada.callbacks.provenance import Provenance
+from lit_llada.callbacks.router import RouterLoad
+from lit_llada.callbacks.sampling import SampleLogger
+from lit_llada.callbacks.throughput import Throughput
+from lit_llada.cli_parser import Parser
+from lit_llada.cli_runs import changes, default_run_dir, find_checkpoint, report
+from lit_llada.data.datamodule import DiffusionDataModule
+from lit_llada.errors import UserError
+from lit_llada.modules.base import DiffusionModule
+from lit_llada.training.trainer import Trainer
+
+# namespace -> class, in the order in which they run. The average must have moved before anybody looks at it.
+CALLBACKS = {
+    "ema": EMA,
+    "noise_curve": NoiseCurve,
+    "router": RouterLoad,
+    "sampling": SampleLogger,
+    "throughput": Throughput,
+    "provenance": Provenance,
+    "checkpoint": StepCheckpoint,
+}
+OFF_BY_DEFAULT = ("ema",)  # it costs a second copy of the net
+
+
+class TrainingParser(Parser, LightningArgumentParser):
+    """LightningCLI's parser with errors of one line."""
+
+
+class TrainingCLI(LightningCLI):
+    """Parses overlays and options and builds module, data and trainer; runs nothing."""
+
+    def __init__(self, verb: str, words: list[str]) -> None:
+        self.verb, self.words = verb, words
+        super().__init__(
+            DiffusionModule,
+            DiffusionDataModule,
+            trainer_class=Trainer,
+            subclass_mode_model=True,
+            seed_everything_default=1,
+            save_config_kwargs={"overwrite": True},
+            parser_class=TrainingParser,
+            parser_kwargs={"prog": f"lit-llada {verb}", "description": f"{verb}: see configs/ for overlays"},
+            auto_configure_optimizers=False,
+            args=words,
+            run=False,
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        # Not LightningCLI's: it warns of args beside sys.argv, and sys.argv must stay, for DDP starts it again.
+        self.config = parser.parse_args(self.words)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--run_dir",
+            type=str | None,
+            default=None,
+            help="the run's directory (default: runs/ and the names of the overlays and changed options)",
+        )
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            default="auto",
+            help="auto: the newest checkpoint in run_dir, if there is one; none: start anew; or a path",
+        )
+        for name, callback in CALLBACKS.items():
+            parser.add_argument(
+                f"--{name}.enabled", type=bool, default=name not in OFF_BY_DEFAULT, help=f"use {callback.__name__}"
+            )
+            parser.add_class_arguments(callback, name, fail_untyped=False, instantiate=False, skip={"folder"})
+
+    def before_instantiate_classes(self) -> None:
+        if self.config.trainer.default_root_dir is not None:
+            raise UserError("trainer.default_root_dir is set: set run_dir instead, it holds all of a run")
+        self.config.run_dir = self.run_dir = self.config.run_dir or default_run_dir(self.words)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """The trainer with our callbacks behind the user's, and everything that is written under ``run_dir``."""
+        chosen = self.config_init.trainer
+        ours = []
+        for name, callback in CALLBACKS.items():
+            options = self.config_init[name].as_dict()
+            enabled = options.pop("enabled")
+            if enabled and not (name == "checkpoint" and chosen.fast_dev_run):
+                ours.append(callback(**options))
+        theirs = chosen.callbacks or []
+        kwargs |= {
+            "callbacks": [*(theirs if isinstance(theirs, list) else [theirs]), *ours],
+            "default_root_dir": self.run_dir,
+        }
+        if chosen.logger is None or chosen.logger is True:
+            kwargs["logger"] = TensorBoardLogger(self.run_dir, name="", version="", default_hp_metric=False)
+        if not any(isinstance(callback, StepCheckpoint) for callback in ours):
+            kwargs["enable_checkpointing"] = False
+        return super().instantiate_trainer(**kwargs)
+
+    def changed_since_last_start(self) -> list[str]:
+        """What this configuration changes in the one that the run was last started with."""
+        path = Path(self.run_dir) / "config.yaml"
+        if not path.is_file():
+            return []
+        now = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        return changes(yaml.safe_load(path.read_text()), now)
+
+
+def fit(words: list[str]) -> int:
+    """Train, or go on training; the configuration given now is the one that counts."""
+    cli = TrainingCLI("fit", words)
+    checkpoint = find_checkpoint(cli.config.ckpt_path, cli.run_dir, training=True)
+    if cli.trainer.is_global_zero:
+        _announce(cli, checkpoint)
+    began = time.monotonic()
+    try:
+        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint)
+    except Exception as error:
+        whole = checkpoints(Path(cli.run_dir) / "checkpoints")
+        error.last_good = whole[-1] if whole else None  # type: ignore[attr-defined]
+        raise
+    if cli.model.stop_requested:
+        if cli.trainer.is_global_zero:
+            print(f"stopped at step {cli.trainer.global_step} by SIGTERM; the same command goes on from there")
+        return 143
+    if cli.trainer.is_global_zero:
+        report(cli.trainer, cli.model, cli.run_dir, time.monotonic() - began)
+    return 0
+
+
+def validate(words: list[str]) -> int:
+    """Validate the run's newest checkpoint, or the one given."""
+    cli = TrainingCLI("validate", words)
+    checkpoint = find_checkpoint(cli.config.ckpt_path, cli.run_dir, training=False)
+    cli.trainer.validate(cli.model, cli.datamodule, ckpt_path=checkpoint)
+    return 0
+
+
+def test(words: list[str]) -> int:
+    """Like validate, over the test loader."""
+    cli = TrainingCLI("test", words)
+    checkpoint = find_checkpoint(cli.config.ckpt_path, cli.run_dir, training=False)
+    cli.trainer.test(cli.model, cli.datamodule, ckpt_path=checkpoint)
+    return 0
+
+
+def _announce(cli: TrainingCLI, checkpoint: Path | None) -> None:
+    if checkpoint is None:
+        print(f"run {cli.run_dir}: from the start")
+        return
+    print(f"run {cli.run_dir}: going on from {checkpoint}")
+    for change in cli.changed_since_last_start():
+        print(f"  changed: {change}")

@@ -1,0 +1,1 @@
+"""From files to batches: tokenizers, prepared folders, and a loader that resumes exactly."""

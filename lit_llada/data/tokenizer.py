@@ -1,0 +1,138 @@
+"""Text <-> ids: a file of the ``tokenizers`` library, and the two special ids that a diffusion model needs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Model
+
+from lit_llada.errors import UserError
+
+EOS, MASK = "<|endoftext|>", "<|mask|>"
+
+
+class Tokenizer:
+    """A vocabulary with an end-of-document token and a mask token.
+
+    Args:
+        model: of the ``tokenizers`` library.
+        eos: the text of the end-of-document token; added where the vocabulary has none.
+        mask: the text of the mask token; added where the vocabulary has none.
+    """
+
+    def __init__(self, model: Model, eos: str = EOS, mask: str = MASK) -> None:
+        model.add_special_tokens([AddedToken(token, normalized=False) for token in (eos, mask)])
+        model.no_truncation()
+        model.no_padding()
+        # A text that spells a special token is text: nobody's document may end, or be masked, by what it says.
+        model.encode_special_tokens = True
+        self.model, self.eos, self.mask = model, eos, mask
+        self.eos_id, self.mask_id = (model.token_to_id(token) for token in (eos, mask))
+        self.vocab_size = model.get_vocab_size()
+
+    @classmethod
+    def byte(cls) -> Tokenizer:
+        """256 bytes, EOS and mask: the id of a byte is its value."""
+        vocab = {char: byte for byte, char in enumerate(_byte_characters())}
+        return cls(_byte_level(models.BPE(vocab=vocab, merges=[]), use_regex=False))
+
+    @classmethod
+    def train_bpe(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+        """Byte-pair encoding learnt from ``texts``, with ``vocab_size`` ids in all.
+
+        Raises:
+            UserError: fewer ids than bytes and specials.
+        """
+        if vocab_size < 258:
+            raise UserError(f"tokenizer bpe:{vocab_size}: give at least 258 (every byte, EOS and mask), or take byte")
+        model = _byte_level(models.BPE(), use_regex=True)
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size - 2, initial_alphabet=sorted(_byte_characters()), show_progress=False
+        )
+        model.train_from_iterator(texts, trainer)
+        return cls(model)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """A ``tokenizer.json`` or a folder with one; ``tokenizer_config.json`` beside it may name EOS and mask.
+
+        Raises:
+            UserError: no such file, or one that does not parse.
+        """
+        file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
+        if not file.is_file():
+            raise UserError(f"tokenizer {path}: no such file; give byte, bpe:SIZE or the path of a tokenizer.json")
+        try:
+            model = Model.from_file(str(file))
+        except Exception as error:  # the library raises a bare Exception
+            raise UserError(f"tokenizer {file} does not parse: {error}") from None
+        config = file.with_name("tokenizer_config.json")
+        names = json.loads(config.read_text()) if config.is_file() else {}
+        eos, mask = (_content(names.get(key)) or default for key, default in (("eos_token", EOS), ("mask_token", MASK)))
+        return cls(model, eos, mask)
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``tokenizer.json`` and ``tokenizer_config.json``."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "tokenizer.json").write_text(self.model.to_str())
+        names = {"eos_token": self.eos, "mask_token": self.mask}
+        (folder / "tokenizer_config.json").write_text(json.dumps(names, indent=2) + "\n")
+
+    @property
+    def digest(self) -> str:
+        """sha256 over everything that decides an id."""
+        return hashlib.sha256(f"{self.model.to_str()}\0{self.eos}\0{self.mask}".encode()).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of ``text``; no special tokens are added."""
+        return self.model.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Ids of every text."""
+        return [encoding.ids for encoding in self.model.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(self, ids: Iterable[int], mask: str = "\u2591", eos: str = "") -> str:
+        """Text of ``ids``, with ``mask`` and ``eos`` written for the special ids."""
+        shown = {self.mask_id: mask, self.eos_id: eos}
+        return "".join(
+            shown[run[0]] if run[0] in shown else self.model.decode(run, skip_special_tokens=False)
+            for run in _runs(ids, shown)
+        )
+
+
+def _runs(ids: Iterable[int], special: Iterable[int]) -> Iterator[list[int]]:
+    """Split into runs of ordinary ids and single special ones."""
+    run: list[int] = []
+    for i in map(int, ids):
+        if i in special:
+            if run:
+                yield run
+            yield [i]
+            run = []
+        else:
+            run.append(i)
+    if run:
+        yield run
+
+
+def _byte_level(model: models.Model, use_regex: bool) -> Model:
+    tokenizer = Model(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _byte_characters() -> list[str]:
+    """The printable character that stands for each byte in a byte-level vocabulary (GPT-2's table)."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+def _content(token: str | dict[str, str] | None) -> str | None:
+    return token["content"] if isinstance(token, dict) else token
