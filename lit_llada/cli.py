@@ -10,7 +10,7 @@ import difflib
 import errno
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from lit_llada.errors import UserError
 
@@ -95,7 +95,10 @@ def prepare(words: list[str]) -> int:
     parser = Parser(prog="lit-llada prepare text", description="Text and code to tokenizer, chunks and manifest.")
     parser.add_argument("inputs", nargs="*", type=str, help="files and folders")
     parser.add_function_arguments(prepare_text, skip={"inputs"}, fail_untyped=False)
-    prepare_text(**parser.parse_args(words[1:]).as_dict())
+    options = parser.parse_args(words[1:]).as_dict()
+    if options["inputs"] and not any(word.partition("=")[0] == "--out" for word in words):
+        raise UserError("prepare text: say where to with --out DIR, e.g. --out data/text")
+    prepare_text(**options)
     return 0
 
 
@@ -123,7 +126,11 @@ def _fail(line: str) -> int:
 
 def _explained(error: Exception) -> str | None:
     """One line for an unexpected exception that a user can mend; None for all others."""
-    for cause in _causes(error):
+    from lit_llada.cli_parser import causes
+
+    if type(error).__name__ == "MisconfigurationException":  # Lightning's word for a wrong option
+        return str(error)
+    for cause in causes(error):
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             where = f" while writing {cause.filename}" if cause.filename else ""
             good = getattr(error, "last_good", None)  # left by cli_training
@@ -133,19 +140,3 @@ def _explained(error: Exception) -> str | None:
             first = " ".join(str(cause).split()[:40])
             return f"the checkpoint does not fit this model: {first} ... (same model overlay? same ema.enabled?)"
     return None
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The exception, what it was raised from, and what single ranks raised inside a distributed save."""
-    seen: set[int] = set()
-    waiting: list[BaseException | None] = [error]
-    while waiting:
-        cause = waiting.pop()
-        if cause is None or id(cause) in seen:
-            continue
-        seen.add(id(cause))
-        yield cause
-        ranks = getattr(cause, "failures", None)
-        if isinstance(ranks, dict):  # torch.distributed.checkpoint: rank -> (exception, traceback)
-            waiting.extend(failure[0] for failure in ranks.values())
-        waiting.extend((cause.__cause__, cause.__context__))

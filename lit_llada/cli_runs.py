@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lit_llada.callbacks.checkpoint import checkpoints
+from lit_llada.callbacks.sampling import SampleLogger
 from lit_llada.errors import UserError
 
 # Options that say how to run, not what: they do not make another run, and a run may be resumed with others.
@@ -35,7 +37,7 @@ def default_run_dir(words: list[str]) -> str:
             changes.append(f"{option[2:].replace('init_args.', '')}={value}")
     name = "-".join(stems) or "run"
     if changes:
-        said = re.sub(r"[^\w.=+-]+", "_", ",".join(changes))
+        said = re.sub(r"[^\w.,=+-]+", "_", ",".join(changes))
         exact = hashlib.sha256(repr(changes).encode()).hexdigest()[:8]
         name += f",{said}" if len(said) < 80 else f",{said[:60]}~{exact}"
     return f"runs/{name}"
@@ -108,7 +110,15 @@ def report(trainer: Any, module: Any, run_dir: str, seconds: float) -> None:
         table.add_row("this model (upper bound)", f"[bold]{float(metrics['val/bits_per_byte']):.3f}[/bold]")
     console = Console(soft_wrap=True)
     console.print(table)
+    for name, text in _samples(trainer).items():
+        console.print(f"[bold]sample {escape(name)}[/bold]\n{escape(text.strip())}\n")
     whole = checkpoints(Path(run_dir) / "checkpoints")
     if whole:
-        console.print(f"checkpoint   {whole[-1]}", highlight=False)
-    console.print(f"curves       tensorboard --logdir {run_dir}", highlight=False)
+        console.print(f"checkpoint   {whole[-1]}")
+    console.print(f"curves       tensorboard --logdir {run_dir}")
+
+
+def _samples(trainer: Any) -> dict[str, str]:
+    """What the model last wrote, by name."""
+    looks = [callback.latest for callback in trainer.callbacks if isinstance(callback, SampleLogger)]
+    return {name: text for look in looks for name, text in look.items()}

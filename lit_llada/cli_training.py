@@ -6,6 +6,8 @@ changes one option without repeating a list; ``trainer.callbacks`` is left to th
 
 from __future__ import annotations
 
+import inspect
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,9 @@ from typing import Any
 import yaml
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from lit_llada.backbone.config import BackboneConfig
 from lit_llada.callbacks.checkpoint import StepCheckpoint, checkpoints
 from lit_llada.callbacks.ema import EMA
 from lit_llada.callbacks.noise_curve import NoiseCurve
@@ -21,11 +25,13 @@ from lit_llada.callbacks.provenance import Provenance
 from lit_llada.callbacks.router import RouterLoad
 from lit_llada.callbacks.sampling import SampleLogger
 from lit_llada.callbacks.throughput import Throughput
-from lit_llada.cli_parser import Parser
+from lit_llada.cli_parser import Parser, causes
 from lit_llada.cli_runs import changes, default_run_dir, find_checkpoint, report
 from lit_llada.data.datamodule import DiffusionDataModule
 from lit_llada.errors import UserError
 from lit_llada.modules.base import DiffusionModule
+from lit_llada.modules.pretraining import PretrainingModule
+from lit_llada.training.schedules import Schedule
 from lit_llada.training.trainer import Trainer
 
 # namespace -> class, in the order in which they run. The average must have moved before anybody looks at it.
@@ -44,12 +50,18 @@ OFF_BY_DEFAULT = ("ema",)  # it costs a second copy of the net
 class TrainingParser(Parser, LightningArgumentParser):
     """LightningCLI's parser with errors of one line."""
 
+    def known_names(self) -> set[str]:
+        """Also what stands under ``model``, whose class is only known from the overlays."""
+        below_model = (BackboneConfig, Schedule, DiffusionModule, PretrainingModule)
+        return super().known_names() | {name for cls in below_model for name in inspect.signature(cls).parameters}
+
 
 class TrainingCLI(LightningCLI):
     """Parses overlays and options and builds module, data and trainer; runs nothing."""
 
     def __init__(self, verb: str, words: list[str]) -> None:
-        self.verb, self.words = verb, words
+        self.words = words
+        logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "Tip:" not in r.getMessage())
         super().__init__(
             DiffusionModule,
             DiffusionDataModule,
@@ -92,6 +104,16 @@ class TrainingCLI(LightningCLI):
             raise UserError("trainer.default_root_dir is set: set run_dir instead, it holds all of a run")
         self.config.run_dir = self.run_dir = self.config.run_dir or default_run_dir(self.words)
 
+    def instantiate_classes(self) -> None:
+        """Module, data and trainer; a UserError of their constructors comes out as it is."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            wrapped = next((cause for cause in causes(error) if isinstance(cause, UserError)), None)
+            if wrapped is None:
+                raise
+            raise wrapped from None
+
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """The trainer with our callbacks behind the user's, and everything that is written under ``run_dir``."""
         chosen = self.config_init.trainer
@@ -110,7 +132,10 @@ class TrainingCLI(LightningCLI):
             kwargs["logger"] = TensorBoardLogger(self.run_dir, name="", version="", default_hp_metric=False)
         if not any(isinstance(callback, StepCheckpoint) for callback in ours):
             kwargs["enable_checkpointing"] = False
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError) as error:
+            raise UserError(f"trainer: {error}") from error
 
     def changed_since_last_start(self) -> list[str]:
         """What this configuration changes in the one that the run was last started with."""

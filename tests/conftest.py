@@ -66,7 +66,8 @@ def run_forked(fn: Callable[..., Any], world: int, *args: Any, timeout: float = 
 def _rank(rank: int, world: int, port: int, fn: Callable[..., Any], args: tuple[Any, ...], queue: Any) -> None:
     os.environ.update(
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0",
-        WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world), TORCHELASTIC_RUN_ID="forked", TORCHELASTIC_RESTART_COUNT="0",
+        WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world), TORCHELASTIC_RUN_ID="forked",
+        TORCHELASTIC_RESTART_COUNT="0",
     )  # fmt: skip
     torch.set_num_threads(1)
     try:

@@ -74,9 +74,13 @@ class BackboneConfig:
         Raises:
             UserError: a size that is not positive, or does not divide where it must.
         """
-        for name in ("d_model", "n_layers", "n_heads", "ff_dim"):
-            if getattr(self, name) < 1:
-                raise UserError(f"backbone.{name} is {getattr(self, name)}; it must be at least 1")
+        least = dict.fromkeys(("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "ff_dim"), 1)
+        for name, bound in (least | {"n_experts": 0, "shared_expert_dim": 0}).items():
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise UserError(f"backbone.{name} is {value}; it must be at least {bound}")
+        if not 0 <= self.rope_fraction <= 1:
+            raise UserError(f"backbone.rope_fraction is {self.rope_fraction}; it must lie in 0..1")
         if self.head_dim is None and self.d_model % self.n_heads:
             raise UserError(f"backbone.d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
         if self.n_heads % self.kv_heads:
@@ -136,7 +140,7 @@ class BackboneConfig:
             UserError: the vocabulary is not set yet.
         """
         matrices = 1 if self.tie_embeddings or active else 2
-        bias = self.vocabulary if self.bias else 0
+        bias = self.vocabulary if self.bias and not self.tie_embeddings else 0
         return self.non_embedding_parameters(active=active) + matrices * self.vocabulary * self.d_model + bias
 
     @property

@@ -75,8 +75,8 @@ def expert_counts(chosen: Tensor, n_experts: int) -> Tensor:
 
 
 def grouped_applies(*weights: Tensor) -> bool:
-    """Whether ``grouped_mm`` takes these stacked weights: no float64, and rows of a multiple of 16 bytes."""
-    return all(w.dtype != torch.float64 and w.shape[-1] * w.element_size() % 16 == 0 for w in weights)
+    """Whether ``grouped_mm`` takes these weights and their inputs: no float64, rows of a multiple of 16 bytes."""
+    return all(w.dtype != torch.float64 and all(n * w.element_size() % 16 == 0 for n in w.shape[1:]) for w in weights)
 
 
 def _grouped(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:

@@ -200,7 +200,8 @@ def chunked_nll(x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor)
     """Cross-entropy of ``x @ weight.T + bias`` against ``targets``, nats ``[R]``, in float32 or wider.
 
     With gradients and a vocabulary worth it, the chunked kernel: the logits of all rows never exist at once. Its
-    defaults are slow on a CPU (5x and more in bfloat16), so chunk and accumulation are set here.
+    defaults are slow on a CPU (5x and more in bfloat16), so chunk and accumulation are set here. In bfloat16 it rounds
+    each row's nats to bfloat16 (one part in 512, to neither side); the other paths do not.
     """
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)

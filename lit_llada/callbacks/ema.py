@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -32,6 +33,8 @@ class EMA(L.Callback):
         self._step = 0
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        if isinstance(trainer.strategy, FSDPStrategy):
+            raise UserError("EMA: FSDP1 cuts the net and its average differently; use FSDP2 or leave the average out")
         pl_module.keep_ema = True  # configure_model builds the twin
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap, ListedColormap, Normalize, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
@@ -16,7 +17,7 @@ from torch import Tensor
 
 MASKED, GIVEN, INK = "#eef0f3", "#c3c9d2", "#22262c"
 ORDER = ListedColormap(colormaps["viridis"](np.linspace(0.08, 0.97, 256)))
-MONO = "DejaVu Sans Mono"
+MONO, COLUMNS = "DejaVu Sans Mono", 96
 
 
 def denoising_figure(pieces: Sequence[str], step: Tensor, confidence: Tensor, steps: int, title: str) -> Figure:
@@ -30,15 +31,19 @@ def denoising_figure(pieces: Sequence[str], step: Tensor, confidence: Tensor, st
         title: the heading.
     """
     length, order, norm = len(pieces), step.cpu().numpy(), Normalize(1, max(steps, 2))
-    lines = flow([visible(piece) for piece in pieces], columns=96)
+    shown = [visible(piece) for piece in pieces]
+    lines = flow(shown, COLUMNS)
+    if len(lines) > 30:  # hardly anything but line ends
+        lines = flow(shown, COLUMNS, break_at_ends=False)
     heights = [min(0.4 + 0.075 * steps, 4.2), 0.7, 0.25 + 0.26 * len(lines)]
     figure = _figure(11, sum(heights) + 1.5, title)
     raster, bars, text = figure.subplots(3, 1, height_ratios=heights)
 
-    seen = np.arange(steps + 1)[:, None] >= order[None]  # [steps + 1, L]
+    rows = steps + 1 + math.ceil(0.05 * steps)  # some more, so that the last characters have room
+    seen = np.arange(rows)[:, None] >= order[None]  # [rows, L]
     image = np.where(seen[..., None], ORDER(norm(order))[None], _rgba(MASKED))
     image[:, order == 0] = _rgba(GIVEN)
-    raster.imshow(image, aspect="auto", interpolation="nearest", extent=(-0.5, length - 0.5, steps + 0.5, -0.5))
+    raster.imshow(image, aspect="auto", interpolation="nearest", extent=(-0.5, length - 0.5, rows - 0.5, -0.5))
     raster.set_ylabel("denoising step")
     raster.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     raster.tick_params(labelbottom=False)
@@ -50,11 +55,13 @@ def denoising_figure(pieces: Sequence[str], step: Tensor, confidence: Tensor, st
     bars.set(xlim=(-0.5, length - 0.5), ylim=(0, 1), yticks=[0, 1], ylabel="confidence", xlabel="position")
     bars.grid(axis="y", color="#e3e6ea", linewidth=0.6)
     bars.set_axisbelow(True)
+    bars.xaxis.set_major_locator(MaxNLocator(10, integer=True))
     for axes in (raster, bars):
         axes.spines[:].set_visible(False)
 
     _paragraph(text, lines, order, norm)
     bar = figure.colorbar(_mappable(norm), ax=[raster, bars], pad=0.01, fraction=0.03, aspect=30)
+    bar.locator = MaxNLocator(6, integer=True)
     bar.set_label("committed at step")
     bar.ax.invert_yaxis()
     bar.outline.set_visible(False)
@@ -119,14 +126,22 @@ def router_figure(masked: Tensor, visible_: Tensor, title: str) -> Figure:
         if layers * experts <= 200 and experts <= 16:
             for (layer, expert), value in np.ndenumerate(relative):
                 ink = _contrast(image[layer, expert])
-                axes.text(expert, layer, f"{value:.2g}", ha="center", va="center", fontsize=7.5, color=ink)
+                axes.text(
+                    expert,
+                    layer,
+                    f"{value:.1f}" if value >= 0.1 else "<.1" if value else "0",
+                    ha="center",
+                    va="center",
+                    fontsize=7.5,
+                    color=ink,
+                )
     panels[0].set_ylabel("sparse layer")
     bar = figure.colorbar(
         _mappable(norm, colormaps["RdBu_r"]), ax=list(panels), pad=0.015, fraction=0.03, aspect=25, extend="both"
     )
     bar.set_ticks([-2, -1, 0, 1, 2], labels=["¼", "½", "1", "2", "4"])
     bar.set_label("load / even share (black: none)")
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     return figure
 
 
@@ -136,8 +151,8 @@ def visible(piece: str) -> str:
     return "".join(signs.get(c, c if c.isprintable() else "·") for c in piece)
 
 
-def flow(pieces: Sequence[str], columns: int) -> list[list[tuple[int, str]]]:
-    """Break tokens into lines of at most ``columns`` characters, and after a line end: ``[(position, text), ..]``."""
+def flow(pieces: Sequence[str], columns: int, break_at_ends: bool = True) -> list[list[tuple[int, str]]]:
+    """Break tokens into lines of ``[(position, text), ..]``, at ``columns`` characters and after line ends."""
     lines: list[list[tuple[int, str]]] = [[]]
     width = 0
     for position, piece in enumerate(pieces):
@@ -146,7 +161,7 @@ def flow(pieces: Sequence[str], columns: int) -> list[list[tuple[int, str]]]:
             width = 0
         lines[-1].append((position, piece[:columns]))
         width += len(piece)
-        if piece.endswith("↵"):
+        if break_at_ends and piece.endswith("↵"):
             lines.append([])
             width = 0
     return lines if lines[-1] or len(lines) == 1 else lines[:-1]
@@ -160,7 +175,7 @@ def _characters(axes: Axes, pieces: Sequence[str], order: np.ndarray, norm: Norm
         if size >= 4.5 and piece.strip():
             colour = GIVEN if order[position] == 0 else ORDER(norm(order[position]))
             axes.text(
-                position, order[position], piece, ha="center", va="center", fontsize=size, family=MONO,
+                position, order[position] - 0.4, piece, ha="center", va="top", fontsize=size, family=MONO,
                 color=_contrast(_rgba(colour)), clip_on=True, parse_math=False,
             )  # fmt: skip
 
@@ -174,11 +189,11 @@ def _paragraph(axes: Axes, lines: list[list[tuple[int, str]]], order: np.ndarray
             axes.add_patch(Rectangle((column, row), len(piece), 0.92, color=colour, linewidth=0))
             for offset, character in enumerate(piece):
                 axes.text(
-                    column + offset + 0.5, row + 0.5, character, ha="center", va="center_baseline", fontsize=8.5,
+                    column + offset + 0.5, row + 0.5, character, ha="center", va="center_baseline", fontsize=10,
                     family=MONO, color=_contrast(colour), parse_math=False,
                 )  # fmt: skip
             column += len(piece)
-    axes.set(xlim=(0, 96), ylim=(max(len(lines), 1), 0))
+    axes.set(xlim=(0, COLUMNS), ylim=(max(len(lines), 1), 0))
     axes.set_axis_off()
 
 
@@ -192,15 +207,11 @@ def _label(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
     axes.annotate(text, (x, y), (0, 3), textcoords="offset points", fontsize=9, color=colour)
 
 
-def _mappable(norm: Normalize, colours: object = ORDER) -> object:
-    from matplotlib.cm import ScalarMappable
-
-    return ScalarMappable(norm, colours)  # type: ignore[arg-type]
+def _mappable(norm: Normalize, colours: Colormap = ORDER) -> ScalarMappable:
+    return ScalarMappable(norm, colours)
 
 
 def _rgba(colour: object) -> tuple[float, float, float, float]:
-    from matplotlib.colors import to_rgba
-
     return to_rgba(colour)  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""Is the curve healthy? Validation loss by noise level, in bits per byte, beside the levels of models without context."""
+"""Is the curve healthy? Validation loss by noise level, in bits per byte, beside reference levels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DECILES = 10
 class NoiseCurve(L.Callback):
     """Log ``val/bits_per_byte`` and ``val/nll_decile_0`` .. ``9`` (nats per masked token), and draw the curve.
 
-    The decile is that of the noise level t. Bits per byte is the bound on the likelihood,
+    Under ``test`` the names begin with ``test/``. The decile is that of the noise level t. Bits per byte is the bound,
     ``sum of nll / p_mask over masked tokens / tokens / (ln 2 * bytes per token)``: comparable across tokenizers.
     The reference levels are a uniform guess and the data's own token frequencies (``datamodule.unigram_nll``).
 
@@ -52,9 +52,10 @@ class NoiseCurve(L.Callback):
         curve = [n / c if c else math.nan for n, c in zip(total, count, strict=True)]
         data = getattr(trainer, "datamodule", None)
         bits = 1 / math.log(2) / (getattr(data, "bytes_per_token", None) or 1.0)  # of one nat per token, per byte
-        values = {f"val/nll_decile_{i}": nll for i, nll in enumerate(curve[:DECILES]) if not math.isnan(nll)}
+        stage = "test" if trainer.testing else "val"
+        values = {f"{stage}/nll_decile_{i}": nll for i, nll in enumerate(curve[:DECILES]) if not math.isnan(nll)}
         pl_module.log_dict(values, rank_zero_only=False, sync_dist=False)
-        pl_module.log("val/bits_per_byte", curve[DECILES] * bits, prog_bar=True, sync_dist=False)
+        pl_module.log(f"{stage}/bits_per_byte", curve[DECILES] * bits, prog_bar=True, sync_dist=False)
         if self.figure and not trainer.sanity_checking and writers(trainer):
             from lit_llada.callbacks.figures import noise_curve_figure
 
@@ -66,6 +67,10 @@ class NoiseCurve(L.Callback):
                 curve[DECILES] * bits,
                 {name: nll * bits for name, nll in levels.items()},
                 unit="bits per byte" if getattr(data, "bytes_per_token", None) else "bits per token",
-                title=f"step {trainer.global_step}",
+                title=f"Validation loss by noise level · step {trainer.global_step}",
             )
-            log_figure(trainer, "val/noise_curve", figure)
+            log_figure(trainer, f"{stage}/noise_curve", figure)
+
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_batch_end = on_validation_batch_end
+    on_test_epoch_end = on_validation_epoch_end

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import platform
@@ -54,7 +55,7 @@ def run_card(trainer: L.Trainer, module: Any) -> dict[str, Any]:
     return {
         "config": {
             "model": dict(module.hparams),
-            "data": dict(getattr(data, "hparams", {})),
+            "data": _options(data),
             "trainer": {
                 "strategy": type(trainer.strategy).__name__,
                 "precision": trainer.precision,
@@ -93,6 +94,14 @@ def git_state() -> dict[str, Any] | None:
 def device_name(device: torch.device) -> str:
     """``NVIDIA H100 80GB HBM3`` rather than ``cuda:0``; the processor's architecture for a CPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
+
+
+def _options(data: Any) -> dict[str, Any]:
+    """The arguments that the data module was made with; those it kept under their names if it saved none."""
+    names = inspect.signature(type(data).__init__).parameters
+    return dict(getattr(data, "hparams", {})) or {
+        n: getattr(data, n) for n in names if n in getattr(data, "__dict__", {})
+    }
 
 
 def _manifests(data: Any) -> list[dict[str, Any]]:

@@ -14,8 +14,8 @@ from lit_llada.callbacks.loggers import log_figure, log_scalars, writers
 class RouterLoad(L.Callback):
     """Log how the router spreads masked and visible tokens over the experts; silent for a dense net.
 
-    Scalars, for ``masked``, ``visible`` and ``all`` tokens: ``router/*/peak`` (load of the busiest expert over the mean,
-    worst layer; 1 is balanced), ``router/*/entropy`` (of the loads, over its maximum, mean of the layers),
+    Scalars, for ``masked``, ``visible`` and ``all`` tokens: ``router/*/peak`` (load of the busiest expert over the
+    mean, worst layer; 1 is balanced), ``router/*/entropy`` (of the loads, over its maximum, mean of the layers),
     ``router/*/dead`` (share of experts without a token). ``router/split`` is the part of the load that masked and
     visible tokens do not share (0: same experts, 1: disjoint ones). A heat map shows every layer and expert.
     Training figures are those of one micro-batch on all ranks, under ``router/``; validation's are of the whole set,
@@ -62,7 +62,9 @@ class RouterLoad(L.Callback):
             from lit_llada.callbacks.figures import router_figure
 
             load = fractions(counts)
-            log_figure(trainer, f"{prefix}/load", router_figure(load[0], load[1], f"step {trainer.global_step}"))
+            log_figure(
+                trainer, f"{prefix}/load", router_figure(load[0], load[1], f"Router load · step {trainer.global_step}")
+            )
 
 
 @torch.no_grad()

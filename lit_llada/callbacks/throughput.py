@@ -26,8 +26,8 @@ class Throughput(L.Callback):
     """Log ``perf/*`` every n optimizer steps; between two of them the device is never waited for.
 
     ``tokens_per_second`` (all ranks), ``step_seconds`` (one optimizer step), ``data_wait`` (share of the time spent
-    waiting for the loader), ``mfu`` (model FLOPs, three times the forward pass, over the peak; recomputed activations do
-    not count) and ``memory_gib`` (peak on this GPU). Validation, sampling and checkpoints are off the clock.
+    waiting for the loader), ``mfu`` (model FLOPs, three times the forward pass, over the peak; recomputed activations
+    do not count) and ``memory_gib`` (peak on this GPU). Validation, sampling and checkpoints are off the clock.
 
     Args:
         every_n_steps: optimizer steps between two figures.
@@ -130,9 +130,9 @@ class Throughput(L.Callback):
         loop._on_before_fetch, loop._on_after_fetch = start, stop
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        loop = trainer.fit_loop.epoch_loop
+        loop: Any = trainer.fit_loop.epoch_loop
         for name in ("_on_before_fetch", "_on_after_fetch"):
-            vars(loop).pop(name, None)
+            loop.__dict__.pop(name, None)
 
 
 @contextmanager

@@ -5,13 +5,30 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.load import _load_distributed_checkpoint
 
 from lit_llada.errors import UserError
 
 META = "meta.pt"  # what Lightning calls the part of a sharded checkpoint that is not sharded
+
+
+def read_sharded(folder: str | Path) -> dict[str, Any]:
+    """A whole checkpoint, in memory, from a folder of shards.
+
+    Raises:
+        UserError: the folder is not a complete sharded checkpoint.
+    """
+    if not (Path(folder) / META).is_file():
+        raise UserError(f"{folder}: not a sharded checkpoint folder (no {META})")
+    checkpoint = _load_distributed_checkpoint(Path(folder))
+    names = sorted((key for key in checkpoint if re.fullmatch(r"optimizer_\d+", key)), key=lambda name: int(name[10:]))
+    if names:
+        checkpoint["optimizer_states"] = [checkpoint.pop(name) for name in names]
+    return checkpoint
 
 
 def consolidate(source: str | Path, target: str | Path) -> None:
@@ -21,15 +38,17 @@ def consolidate(source: str | Path, target: str | Path) -> None:
         UserError: the folder is not a complete sharded checkpoint, or the target exists.
     """
     source, target = Path(source), Path(target)
-    if not (source / META).is_file():
-        raise UserError(f"{source}: not a sharded checkpoint folder (no {META})")
     if target.exists():
         raise UserError(f"{target} exists; remove it or give another name")
-    checkpoint = _load_distributed_checkpoint(source)
-    optimizers = sorted((key for key in checkpoint if re.fullmatch(r"optimizer_\d+", key)), key=lambda k: int(k[10:]))
-    if optimizers:
-        checkpoint["optimizer_states"] = [checkpoint.pop(key) for key in optimizers]
+    checkpoint = read_sharded(source)
     part = target.with_name(target.name + ".part")
     target.parent.mkdir(parents=True, exist_ok=True)
     torch.save(checkpoint, part)
     os.replace(part, target)
+
+
+class AnyCheckpointIO(TorchCheckpointIO):
+    """Lightning's single-file checkpoints, which also reads a folder of shards: a sharded run goes on on one device."""
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return read_sharded(path) if Path(path).is_dir() else super().load_checkpoint(path, *args, **kwargs)

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
+from lit_llada.errors import UserError
+
 OptimizerName = Literal["adamw", "muon"]
 
 
@@ -25,22 +27,30 @@ def make_optimizer(
         lr: peak learning rate; Muon's steps are scaled to AdamW's size, so the same one fits both.
         weight_decay: decoupled.
         betas: AdamW's two decay rates.
+
+    Raises:
+        UserError: ``muon`` on a net whose matrices have been flattened.
     """
-    matrices: list[nn.Parameter] = []
-    experts: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
+    groups: dict[str, list[nn.Parameter]] = {"muon": [], "decay": [], "rest": []}
     for key, parameter in net.named_parameters():
-        if parameter.requires_grad:
-            inner = key.startswith("blocks.") and parameter.ndim == 2 and name == "muon"
-            (matrices if inner else experts if parameter.ndim > 1 else rest).append(parameter)
+        if not parameter.requires_grad:
+            continue
+        if key.endswith("bias") or "norm." in key:  # by name: FSDP1 flattens every shape
+            groups["rest"].append(parameter)
+        elif name == "muon" and key.startswith("blocks.") and parameter.ndim == 2:
+            groups["muon"].append(parameter)
+        else:
+            groups["decay"].append(parameter)
     common: dict[str, Any] = {"lr": lr, "betas": betas, "eps": 1e-8}
-    groups = [
-        {"params": experts, "weight_decay": weight_decay, "muon": False, **common},
-        {"params": rest, "weight_decay": 0.0, "muon": False, **common},
+    adamw = [
+        {"params": groups["decay"], "weight_decay": weight_decay, "muon": False, **common},
+        {"params": groups["rest"], "weight_decay": 0.0, "muon": False, **common},
     ]
     if name == "adamw":
-        return AdamW(groups, fused=True)
-    return MuonWithAdamW([{"params": matrices, "weight_decay": weight_decay, "muon": True, "lr": lr}, *groups])
+        return AdamW(adamw, fused=True)
+    if not groups["muon"]:
+        raise UserError("optimizer: muon finds no matrix inside the blocks; FSDP1 flattens them: use FSDP2 or adamw")
+    return MuonWithAdamW([{"params": groups["muon"], "weight_decay": weight_decay, "muon": True, "lr": lr}, *adamw])
 
 
 class MuonWithAdamW(Optimizer):

@@ -7,6 +7,9 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+
+from lit_llada.checkpoint.consolidate import AnyCheckpointIO
 
 
 class Trainer(L.Trainer):
@@ -22,6 +25,8 @@ class Trainer(L.Trainer):
         if precision == "auto":
             precision = "bf16-mixed" if fast_bfloat16(kwargs.get("accelerator", "auto")) else "32-true"
         super().__init__(*args, precision=precision, **kwargs)
+        if isinstance(self.strategy, (SingleDeviceStrategy, DDPStrategy)):
+            self.strategy.checkpoint_io = AnyCheckpointIO()
 
 
 def fast_bfloat16(accelerator: str = "auto") -> bool:

@@ -30,7 +30,7 @@ class CPUFSDPStrategy(FSDPStrategy):
     """Lightning's FSDP1 on a CPU, which Lightning and torch refuse unless one says so explicitly."""
 
     def _setup_model(self, model: torch.nn.Module) -> FullyShardedDataParallel:
-        return FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=True, **self.kwargs)
+        return FullyShardedDataParallel(model, device_id=torch.device("cpu"), **self.kwargs)
 
 
 class Curve(L.Callback):
@@ -47,14 +47,15 @@ class Curve(L.Callback):
 def train(_rank: int, data: Path, backbone: BackboneConfig, strategy: str, accumulate: int, **options: Any) -> dict:
     strategies = {"fsdp2": FSDP2Strategy, "fsdp1": lambda: CPUFSDPStrategy(auto_wrap_policy=ModuleWrapPolicy({Block}))}
     world = 1 if strategy == "auto" else 2
-    curve, ema = Curve(), EMA(0.9)
+    curve = Curve()
+    averaged = [] if strategy == "fsdp1" else [EMA(0.9)]
     L.seed_everything(1)
     module = PretrainingModule(
         backbone, lr=1e-2, schedule=Schedule(warmup_steps=2), random_length=0.3, **{"optimizer": "adamw", **options}
     )
     trainer = Trainer(
         accelerator="cpu", devices=world, strategy=strategies.get(strategy, lambda: strategy)(), max_steps=STEPS,
-        accumulate_grad_batches=accumulate, gradient_clip_val=0.3, precision="32-true", callbacks=[curve, ema],
+        accumulate_grad_batches=accumulate, gradient_clip_val=0.3, precision="32-true", callbacks=[curve, *averaged],
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(module, datamodule=DiffusionDataModule(str(data), length=32, batch_size=4, val_rows=12))

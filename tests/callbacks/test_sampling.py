@@ -1,0 +1,94 @@
+"""Samples reach TensorBoard, are the same for the same step, and leave no trace in the training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from tensorboard.plugin_util import markdown_to_safe_html
+
+from lit_llada.callbacks.ema import EMA
+from lit_llada.callbacks.sampling import SampleLogger, evaluating, table
+from lit_llada.errors import UserError
+
+OPTIONS: dict[str, Any] = {
+    "every_n_steps": 2, "prompts": ["ab"], "free": 2, "infills": ["x[...]y[...]z"], "gap_length": 3, "length": 12,
+    "steps": 5,
+}  # fmt: skip
+
+
+def test_texts_transcripts_and_pictures(toy: Any) -> None:
+    sampler = SampleLogger(**OPTIONS)
+    toy.fit([EMA(), sampler], logger=toy.board(), max_steps=5)
+    events = toy.events()
+    names = ["prompt_1", "free_1", "free_2", "infill_1"]
+    assert set(sampler.latest) == set(names)
+    assert sampler.latest["prompt_1"].startswith("ab") and "░" not in "".join(sampler.latest.values())
+    texts = events.Tensors("samples/texts/text_summary")
+    assert [t.step for t in texts] == [2, 4, 5]  # the last one is that of the end
+    assert [i.step for i in events.Images("samples/free_1")] == [2, 4, 5]
+    lines = events.Tensors("samples/infill_1/text_summary")[-1].tensor_proto.string_val[0].decode().splitlines()
+    assert lines[1] == "   0 x░░░y░░░z" and len(lines) == 2 + 1 + 5  # two fences, the start, five steps
+    assert lines[-2].startswith("   5 x") and "░" not in lines[-2]
+
+
+def test_training_is_bit_equal_with_and_without_samples(toy: Any) -> None:
+    class Noise(L.Callback):
+        """Something that draws from the global generator, as dropout would."""
+
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+            seen.append(float(torch.rand(())))
+
+    seen: list[float] = []
+    plain, _ = toy.fit([Noise()])
+    without, seen = seen, []
+    sampled, _ = toy.fit([Noise(), SampleLogger(**OPTIONS)])
+    assert seen == without
+    for a, b in zip(plain.net.parameters(), sampled.net.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_same_step_gives_the_same_samples(toy: Any) -> None:
+    first, second, other = SampleLogger(**OPTIONS), SampleLogger(**OPTIONS), SampleLogger(**OPTIONS, seed=1)
+    toy.fit([first])
+    toy.fit([second])
+    toy.fit([other])
+    assert first.latest == second.latest != other.latest
+
+
+def two_ranks(rank: int, toy: Any, fsdp2: Any) -> list[Any]:
+    sampler = SampleLogger(**OPTIONS)
+    module, _ = toy.fit([EMA(), sampler], devices=2, strategy=fsdp2(), logger=toy.board(), limit_val_batches=1)
+    return [sampler.latest, all(part.training for part in module.net.modules())]
+
+
+def test_two_ranks_sample_alike_and_one_writes(toy: Any, fsdp2: Any, forked: Any) -> None:
+    (first, training), (second, _) = forked(two_ranks, 2, toy, fsdp2)
+    assert first == second and len(first) == 4 and training
+    assert [t.step for t in toy.events().Tensors("samples/texts/text_summary")] == [2, 4]
+
+
+def test_every_part_gets_its_mode_back() -> None:
+    net = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Dropout())
+    net[1].eval()
+    with evaluating(net):
+        assert not any(part.training for part in net.modules())
+    assert (net.training, net[0].training, net[1].training) == (True, True, False)
+
+
+def test_sampled_text_is_not_markup() -> None:
+    shown = markdown_to_safe_html(table({"free_1": "a|b *c* <b>d</b> `e` [f](g)\n# h_i_"}))
+    assert shown.count("<td>") == 2 and "<td>a|b *c* &lt;b&gt;d&lt;/b&gt; `e` [f](g)↵# h_i_</td>" in shown
+
+
+def test_what_cannot_be_sampled_is_refused_before_training(toy: Any) -> None:
+    with pytest.raises(UserError, match="has no gap"):
+        SampleLogger(infills=["no gap"])
+    with pytest.raises(UserError, match="no room after the prompt"):
+        toy.fit([SampleLogger(prompts=["a" * 12], length=12)])
+    module = toy.module(mask_id=257)
+    module.backbone.vocab_size = 258
+    with pytest.raises(UserError, match="datamodule with a tokenizer"):
+        toy.trainer([SampleLogger()]).fit(module, [toy.batch([0, 1])])
