@@ -137,6 +137,9 @@ def _explained(error: Exception) -> str | None:
             kept = f"the last whole checkpoint is {good}" if good else "no checkpoint was complete yet"
             return f"no space left on the disk{where}; {kept}. Free some space and run the same command again"
         if isinstance(cause, RuntimeError) and str(cause).startswith("Error(s) in loading state_dict"):
-            first = " ".join(str(cause).split()[:40])
-            return f"the checkpoint does not fit this model: {first} ... (same model overlay? same ema.enabled?)"
+            if '"ema.' in str(cause):
+                return (
+                    "the checkpoint and this run differ in ema.enabled: set it as the run's config.yaml has it"
+                )
+            return f"the checkpoint does not fit this model: {' '.join(str(cause).split()[:40])} ..."
     return None

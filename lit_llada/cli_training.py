@@ -163,6 +163,9 @@ def fit(words: list[str]) -> int:
         if cli.trainer.is_global_zero:
             print(f"stopped at step {cli.trainer.global_step} by SIGTERM; the same command goes on from there")
         return 143
+    if checkpoint is not None and not cli.trainer.callback_metrics:
+        print(f"nothing left to train: trainer.max_steps is {cli.trainer.max_steps}")
+        cli.trainer.validate(cli.model, cli.datamodule, verbose=False)
     if cli.trainer.is_global_zero:
         report(cli.trainer, cli.model, cli.run_dir, time.monotonic() - began)
     return 0

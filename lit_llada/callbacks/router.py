@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_llada.callbacks.loggers import log_figure, log_scalars, writers
+from lit_llada.callbacks.throughput import off_the_clock
 
 
 class RouterLoad(L.Callback):
@@ -39,7 +40,8 @@ class RouterLoad(L.Callback):
             return
         self._step = trainer.global_step
         if outputs.get("router_logits") is not None:
-            self._report(trainer, visits(pl_module, outputs), "router")
+            with off_the_clock(trainer):  # the picture takes a while
+                self._report(trainer, visits(pl_module, outputs), "router")
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._validation = None

@@ -82,7 +82,8 @@ class SampleLogger(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step != self._step and trainer.global_step % self.every_n_steps == 0:
-            self._sample(trainer, pl_module)
+            with off_the_clock(trainer):
+                self._sample(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if trainer.global_step != self._step or not self.latest:
@@ -91,7 +92,7 @@ class SampleLogger(L.Callback):
     def _sample(self, trainer: L.Trainer, module: Any) -> None:
         self._step = trainer.global_step
         tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
-        with off_the_clock(trainer), evaluating(module.denoiser), trainer.precision_plugin.forward_context():
+        with evaluating(module.denoiser), trainer.precision_plugin.forward_context():
             traces = self.draw(module.denoiser, tokenizer, module.device, trainer.global_step)
         self.latest = {name: tokenizer.decode(trace.canvases[-1].tolist(), MASK, END) for name, trace in traces.items()}
         if not writers(trainer):

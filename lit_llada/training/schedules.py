@@ -38,9 +38,10 @@ class Schedule:
         Raises:
             UserError: with the name of the field.
         """
-        for name in ("decay", "final", "drop_to"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"schedule.{name} is {getattr(self, name)}; it must lie in 0..1")
+        for name in ("decay", "final", "drop_at", "drop_to"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise UserError(f"schedule.{name} is {value}; it must lie in 0..1")
         if self.warmup_steps < 0:
             raise UserError(f"schedule.warmup_steps is {self.warmup_steps}; it must not be negative")
 

@@ -18,6 +18,8 @@ from lit_llada.backbone.config import BackboneConfig
 from lit_llada.backbone.transformer import Backbone
 from lit_llada.errors import UserError
 
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # on a CPU it is meant
+
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 DOCUMENTS = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 1], [0, 1, 1, 2, 2, 2, 2, 3, 3]])
 PADDING = torch.tensor([[1, 1, 1, 1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 0, 1, 1, 1]]).bool()

@@ -312,7 +312,7 @@ def test_a_fresh_net_is_about_uniform_or_at_least_sane(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_state_dict_round_trip(kind: str, tmp_path) -> None:  # noqa: ANN001
+def test_state_dict_round_trip(kind: str, tmp_path) -> None:
     net, other, (tokens, _) = make_net(kind), make_net(kind, init_std=0.1), batch()
     other.init_weights(seed=99)
     assert not equal(net, other)

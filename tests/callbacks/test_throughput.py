@@ -64,6 +64,16 @@ def test_a_slow_loader_shows(toy: Any) -> None:
     assert "_on_before_fetch" not in vars(trainer.fit_loop.epoch_loop)
 
 
+def test_looking_at_the_model_is_off_the_clock(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in (("sampling", "table"), ("router", "balance")):
+        monkeypatch.setattr(f"lit_llada.callbacks.{module}.{name}", lambda _: time.sleep(0.4) or {})
+    clock = Throughput(8)
+    looks = [SampleLogger(4, length=8, infills=[]), RouterLoad(4)]
+    monkeypatch.setattr("lit_llada.callbacks.sampling.log_text", lambda *_: None)
+    toy.fit([*looks, clock], experts=4, max_steps=8, logger=toy.board())
+    assert clock.latest["perf/step_seconds"] < 0.1  # with 4 pictures and 1.6 s of sleep it would be 0.3 and more
+
+
 def test_every_logger_gets_the_figures(toy: Any) -> None:
     toy.fit([Throughput(2)], logger=[toy.board(), CSVLogger(str(toy.folder / "csv"))])
     assert [e.step for e in toy.events().Scalars("perf/mfu")] == [2, 4]

@@ -1,0 +1,1 @@
+"""One command each; ratios are measured side by side in one run."""

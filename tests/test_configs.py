@@ -1,0 +1,111 @@
+"""Every overlay in configs/ parses, builds, and says what it claims. No net is built: that waits for the trainer."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lit_llada.backbone.config import SIZES, BackboneConfig
+from lit_llada.cli_training import CALLBACKS, TrainingCLI
+from lit_llada.modules.pretraining import PretrainingModule
+from lit_llada.training.strategies import FSDP2Strategy
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+OVERLAYS = sorted(CONFIGS.rglob("*.yaml"))
+MODELS = sorted((CONFIGS / "model").glob("*.yaml"))
+RECIPE = ["-c", str(CONFIGS / "recipe" / "demo.yaml")]
+
+
+def build(*words: str) -> TrainingCLI:
+    """What ``lit-llada fit`` builds before it trains, on one CPU process and without a logger."""
+    safe = ["--trainer.accelerator", "cpu", "--trainer.logger", "false"]
+    return TrainingCLI("fit", [*words, *safe])
+
+
+def test_there_are_overlays_of_every_layer() -> None:
+    assert {p.parent.name for p in OVERLAYS} == {"recipe", "model", "data", "cluster", "debug"}
+    assert len(OVERLAYS) >= 20
+
+
+@pytest.mark.parametrize("path", OVERLAYS, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_overlay_builds(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each one on top of a recipe; every value in it arrives in the parsed configuration."""
+    monkeypatch.chdir(tmp_path)
+    recipe = [] if path.parent.name == "recipe" else RECIPE
+    gpus_only = path.stem == "fsdp1"
+    if gpus_only:  # refused on this machine when the trainer is built; its arguments are still checked
+        monkeypatch.setattr(TrainingCLI, "instantiate_trainer", lambda self: None)
+    cli = build(*recipe, "-c", str(path))
+    assert isinstance(cli.model, PretrainingModule)
+    assert cli.model.net is None
+    assert gpus_only or cli.trainer.default_root_dir == cli.run_dir
+    for key, value in leaves(yaml.safe_load(path.read_text())):
+        if key != "trainer.accelerator":  # set by `build`
+            assert plain(cli.config.get(key)) == value, key
+
+
+def leaves(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    if isinstance(tree, dict) and tree and not prefix.endswith("path."):
+        return [leaf for key, value in tree.items() for leaf in leaves(value, f"{prefix}{key}.")]
+    return [(prefix[:-1], tree)]
+
+
+def plain(value: Any) -> Any:
+    return value.as_dict() if hasattr(value, "as_dict") else value
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda p: p.stem)
+def test_model_overlay_is_the_named_size(path: Path) -> None:
+    """Field by field, all of them written out: the last model overlay of several wins as a whole."""
+    written = yaml.safe_load(path.read_text())
+    assert set(written) == {"model"}
+    assert set(written["model"]) == {"init_args"}
+    assert set(written["model"]["init_args"]) == {"backbone"}
+    backbone = written["model"]["init_args"]["backbone"]
+    assert set(backbone) == {field.name for field in fields(BackboneConfig)}
+    assert backbone == asdict(SIZES[path.stem])
+    assert build(*RECIPE, "-c", str(path)).model.backbone == SIZES[path.stem]
+
+
+def test_every_size_has_an_overlay() -> None:
+    assert {p.stem for p in MODELS} == set(SIZES)
+
+
+def test_the_last_model_overlay_wins_as_a_whole() -> None:
+    sparse, dense = (str(CONFIGS / "model" / f"{name}.yaml") for name in ("moe_demo", "demo"))
+    assert build(*RECIPE, "-c", sparse, "-c", dense).model.backbone == SIZES["demo"]
+
+
+@pytest.mark.parametrize("path", OVERLAYS, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_overlay_begins_with_what_it_is_for(path: Path) -> None:
+    assert path.read_text().startswith("# ")
+
+
+def test_options_beat_overlays_and_overlays_add_up() -> None:
+    cli = build(*RECIPE, "-c", str(CONFIGS / "data" / "text.yaml"), "--model.lr", "0.5", "--ema.decay", "0.9")
+    assert cli.model.lr == 0.5
+    assert cli.config.ema.decay == 0.9
+    assert cli.config.data.path == "data/text"
+    assert cli.config.data.length == 256  # the recipe's
+
+
+def test_callbacks_are_switched_one_by_one_and_the_users_own_stay() -> None:
+    own = "--trainer.callbacks+=lightning.pytorch.callbacks.DeviceStatsMonitor"
+    names = [type(callback).__name__ for callback in build(*RECIPE, own).trainer.callbacks]
+    assert "DeviceStatsMonitor" in names
+    assert [name for name in names if name in {c.__name__ for c in CALLBACKS.values()}] == [
+        callback.__name__ for callback in CALLBACKS.values()
+    ]
+    without = build(*RECIPE, "--ema.enabled", "false", "--sampling.enabled=false", "--checkpoint.enabled=false")
+    names = [type(callback).__name__ for callback in without.trainer.callbacks]
+    assert not {"EMA", "SampleLogger", "StepCheckpoint", "ModelCheckpoint"} & set(names)
+    assert "Throughput" in names
+
+
+def test_fsdp2_overlay_gives_our_strategy() -> None:
+    cli = build(*RECIPE, "-c", str(CONFIGS / "cluster" / "fsdp2.yaml"), "--trainer.devices", "2")
+    assert isinstance(cli.trainer.strategy, FSDP2Strategy)
