@@ -42,7 +42,7 @@ def reason(message: str) -> str:
     becomes ``model: lr: Expected a float. Got value: abc``.
     """
     key = re.match(r'Parser key "([^"]+)":\s', message)
-    tried = re.search(r"Errors:\n(.*?)(\nGiven value type|\Z)", message, re.DOTALL)
+    tried = re.search(r"Errors:\n(.*?)(\n\s*Given value type|\Z)", message, re.DOTALL)
     if tried:
         items = [item for item in re.split(r"^\s*- ", tried.group(1), flags=re.MULTILINE) if item.strip()]
         items = [reason(item.strip()) for item in items if "<class 'NoneType'>" not in item] or items

@@ -5,11 +5,13 @@ Shapes: N tokens, D width, E experts, k experts per token, F width of an expert.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_llada.backbone.layers import SwiGLU, widen
+from lit_llada.backbone.layers import SwiGLU, swiglu, widen
 
 
 class MoE(nn.Module):
@@ -58,14 +60,44 @@ class MoE(nn.Module):
     def _experts(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """Sort the N*k visits by expert, run every expert on its run of rows, and bring the results home."""
         order = chosen.flatten().argsort(stable=True)
+        home = torch.empty_like(order).index_copy(0, order, torch.arange(len(order), device=order.device))
         counts = expert_counts(chosen, self.router.out_features)
-        rows = x[order // self.k]
         gate_up, down = self.gate_up.to(x.dtype), self.down.to(x.dtype)
         matmul = _grouped if grouped_applies(gate_up, down) else _split
-        gate, up = matmul(rows, gate_up, counts).chunk(2, dim=-1)
-        out = matmul(F.silu(gate) * up, down, counts)
-        home = torch.empty_like(out).index_copy(0, order, out).view(*chosen.shape, -1)
-        return (home * weights[..., None]).sum(1)
+        hidden = swiglu(matmul(_Dispatch.apply(x, order // self.k, home.view_as(chosen)), gate_up, counts))
+        hidden = hidden * weights.flatten()[order, None]  # here rather than after ``down``: the narrower side
+        return _Collect.apply(matmul(hidden, down, counts), order // self.k, home.view_as(chosen))
+
+
+class _Dispatch(torch.autograd.Function):
+    """Every token to its k visits, ``[N, D]`` -> ``[N*k, D]``; the gradient comes home as the results do."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, token: Tensor, home: Tensor) -> Tensor:
+        ctx.save_for_backward(home)
+        return x.index_select(0, token)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return _sum_visits(grads[0], *ctx.saved_tensors), None, None
+
+
+class _Collect(torch.autograd.Function):
+    """The sum of each token's k visits, ``[N*k, D]`` -> ``[N, D]``; the gradient goes out as the tokens do."""
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, token: Tensor, home: Tensor) -> Tensor:
+        ctx.save_for_backward(token)
+        return _sum_visits(out, home)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return grads[0].index_select(0, *ctx.saved_tensors), None, None
+
+
+def _sum_visits(rows: Tensor, home: Tensor) -> Tensor:
+    """``rows[home].sum(1)`` without the ``[N, k, D]`` in between."""
+    return F.embedding_bag(home, rows, mode="sum")
 
 
 def expert_counts(chosen: Tensor, n_experts: int) -> Tensor:

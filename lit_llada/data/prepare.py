@@ -171,9 +171,9 @@ def _up_to_date(target: Path, sources: list[dict[str, Any]], options: dict[str, 
         return False
     file = target / "manifest.json"
     if not file.is_file():
-        if overwrite or not any(target.iterdir()):
+        if not any(target.iterdir()):
             return False
-        raise UserError(f"{target} exists and is not a prepared folder; give another --out, or --overwrite true")
+        raise UserError(f"{target} exists and is not a prepared folder; give another --out")
     manifest = json.loads(file.read_text())
     differs = [key for key in options if manifest["options"].get(key) != options[key]]
     if [s["sha256"] for s in manifest["inputs"]] != [s["sha256"] for s in sources]:
