@@ -215,4 +215,5 @@ def _flex_kernel(device_type: str) -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
 
     # Uncompiled it materialises the scores; on a CPU that is what the tests want, on a GPU nobody does.
-    return torch.compile(flex_attention, dynamic=False) if device_type == "cuda" else flex_attention
+    kernel: Any = flex_attention
+    return torch.compile(kernel, dynamic=False) if device_type == "cuda" else kernel

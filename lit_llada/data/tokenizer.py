@@ -31,7 +31,8 @@ class Tokenizer:
         # A text that spells a special token is text: nobody's document may end, or be masked, by what it says.
         model.encode_special_tokens = True
         self.model, self.eos, self.mask = model, eos, mask
-        self.eos_id, self.mask_id = (model.token_to_id(token) for token in (eos, mask))
+        vocabulary = model.get_vocab(with_added_tokens=True)
+        self.eos_id, self.mask_id = vocabulary[eos], vocabulary[mask]
         self.vocab_size = model.get_vocab_size()
 
     @classmethod
