@@ -27,7 +27,8 @@ test: .venv/installed-dev
 	$(BIN)/pytest -n 2
 
 bench: .venv/installed-core
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@for file in $$(grep -l __main__ benchmarks/*.py); do \
+		echo "== $$file"; $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit 1; done
 
 notebooks: export OMP_NUM_THREADS = 1
 notebooks: .venv/installed-notebooks

@@ -5,7 +5,6 @@ Nothing heavy is imported here: ``--help`` and a mistyped verb answer at once.
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import errno
 import importlib
@@ -104,7 +103,9 @@ def prepare(words: list[str]) -> int:
 
 def consolidate(words: list[str]) -> int:
     """``consolidate SOURCE TARGET``."""
-    parser = argparse.ArgumentParser("lit-llada consolidate", description=VERBS["consolidate"][1], allow_abbrev=False)
+    from lit_llada.cli_parser import Parser
+
+    parser = Parser(prog="lit-llada consolidate", description=VERBS["consolidate"][1])
     parser.add_argument("source", help="the checkpoint folder")
     parser.add_argument("target", help="the file to write")
     args = parser.parse_args(words)
@@ -138,8 +139,6 @@ def _explained(error: Exception) -> str | None:
             return f"no space left on the disk{where}; {kept}. Free some space and run the same command again"
         if isinstance(cause, RuntimeError) and str(cause).startswith("Error(s) in loading state_dict"):
             if '"ema.' in str(cause):
-                return (
-                    "the checkpoint and this run differ in ema.enabled: set it as the run's config.yaml has it"
-                )
+                return "the checkpoint and this run differ in ema.enabled: set it as the run's config.yaml has it"
             return f"the checkpoint does not fit this model: {' '.join(str(cause).split()[:40])} ..."
     return None

@@ -55,6 +55,9 @@ def leaves(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def plain(value: Any) -> Any:
+    """As YAML has it: namespaces are mappings, a set of classes is a list of their paths."""
+    if isinstance(value, set):
+        return [f"{cls.__module__}.{cls.__qualname__}" for cls in value]
     return value.as_dict() if hasattr(value, "as_dict") else value
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_llada.backbone.layers import SwiGLU, swiglu, widen
+from lit_llada.backbone.layers import SwiGLU, widen
 
 
 class MoE(nn.Module):
@@ -64,8 +64,9 @@ class MoE(nn.Module):
         counts = expert_counts(chosen, self.router.out_features)
         gate_up, down = self.gate_up.to(x.dtype), self.down.to(x.dtype)
         matmul = _grouped if grouped_applies(gate_up, down) else _split
-        hidden = swiglu(matmul(_Dispatch.apply(x, order // self.k, home.view_as(chosen)), gate_up, counts))
-        hidden = hidden * weights.flatten()[order, None]  # here rather than after ``down``: the narrower side
+        gate, up = matmul(_Dispatch.apply(x, order // self.k, home.view_as(chosen)), gate_up, counts).chunk(2, dim=-1)
+        # The weights meet the hidden layer rather than the output: it is the narrower side.
+        hidden = F.silu(gate) * up * weights.flatten()[order, None]
         return _Collect.apply(matmul(hidden, down, counts), order // self.k, home.view_as(chosen))
 
 

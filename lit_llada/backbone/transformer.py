@@ -37,7 +37,7 @@ class Attention(nn.Module):
             q, k = [config.head_width] * 2 if config.qk_norm == "head" else self.widths[:2]
             self.q_norm, self.k_norm = RMSNorm(q, config.norm_eps), RMSNorm(k, config.norm_eps)
 
-    def forward(self, x: Tensor, table: Tensor, plan: AttentionPlan) -> Tensor:
+    def forward(self, x: Tensor, table: Tensor, plan: AttentionPlan, rows: Tensor | None = None) -> Tensor:
         c = self.config
         q, k, v = self.qkv(x).split(self.widths, dim=-1)
         if c.qk_norm == "width":
@@ -46,7 +46,7 @@ class Attention(nn.Module):
         if c.qk_norm == "head":
             q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
         q, k = (rotate(part, table, c.rope_full_precision) for part in (q, k))
-        return self.out(attend(q, k, v, plan).flatten(-2))
+        return self.out(_select(attend(q, k, v, plan).flatten(-2), rows))
 
 
 class Block(nn.Module):
@@ -71,9 +71,14 @@ class Block(nn.Module):
             else SwiGLU(config.d_model, config.ff_dim, bias=config.bias)
         )
 
-    def forward(self, x: Tensor, table: Tensor, plan: AttentionPlan) -> tuple[Tensor, Tensor | None]:
-        """``[B, T, D]`` -> the same, and the router's logits ``[B*T, E]`` of a sparse block."""
-        x = x + self.attn(self.attn_norm(x), table, plan)
+    def forward(
+        self, x: Tensor, table: Tensor, plan: AttentionPlan, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """``[B, T, D]`` -> the same, and the router's logits ``[B*T, E]`` of a sparse block.
+
+        With ``rows`` (flat, ``[R]``) only these go on after having looked at all the others: ``[R, D]``.
+        """
+        x = _select(x, rows) + self.attn(self.attn_norm(x), table, plan, rows)
         y = self.mlp(self.mlp_norm(x))
         y, router = y if isinstance(y, tuple) else (y, None)
         return x + y, router
@@ -110,10 +115,9 @@ class Backbone(nn.Module):
         Returns:
             ``[B, T, V]``, or ``[R, V]`` with ``rows``.
         """
-        x, _ = self.hidden(tokens, mask)
-        x = self.norm(x if rows is None else x.flatten(0, 1)[rows])
+        x, _ = self.hidden(tokens, mask, rows)
         weight, bias = self._head()
-        return F.linear(x, weight, bias)
+        return F.linear(self.norm(x), weight, bias)
 
     def nll(
         self, noisy: Tensor, targets: Tensor, rows: Tensor, mask: AttentionMask | None = None
@@ -129,26 +133,33 @@ class Backbone(nn.Module):
         Returns:
             nats ``[R]`` (float32 or wider), and the router's logits ``[sparse layers, B*T, E]`` of a sparse net.
         """
-        x, router = self.hidden(noisy, mask)
-        x = self.norm(x.flatten(0, 1)[rows])
+        x, router = self.hidden(noisy, mask, rows)
         weight, bias = self._head()
-        return chunked_nll(x, weight, bias, targets.flatten()[rows]), router
+        return chunked_nll(self.norm(x), weight, bias, targets.flatten()[rows]), router
 
-    def hidden(self, tokens: Tensor, mask: AttentionMask | None = None) -> tuple[Tensor, Tensor | None]:
-        """The residual stream after the last block, ``[B, T, D]``, and the router's logits of a sparse net."""
+    def hidden(
+        self, tokens: Tensor, mask: AttentionMask | None = None, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The residual stream after the last block, ``[B, T, D]``, and the router's logits of a sparse net.
+
+        With ``rows`` only these, ``[R, D]``; the others' part in a dense last block is not computed.
+        """
         c, device = self.config, tokens.device
         weight = self.embed.weight
         dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else weight.dtype
         plan = plan_attention(mask, c.causal, tokens.shape, dtype, device, self.attention)
         table = rotary_table(tokens.shape[1], c.rotary_dim, c.rope_theta, dtype, device)
+        early = rows is not None and not c.is_sparse(c.n_layers - 1)  # a router's losses are over all tokens
         x, routers = self.embed(tokens), []
-        for block in self.blocks:
+        for layer, block in enumerate(self.blocks):
+            inputs = (x, table, plan, rows if early and layer == c.n_layers - 1 else None)
             if self.checkpointing and torch.is_grad_enabled():
-                x, router = checkpoint(block, x, table, plan, use_reentrant=False)
+                x, router = checkpoint(block, *inputs, use_reentrant=False)
             else:
-                x, router = block(x, table, plan)
+                x, router = block(*inputs)
             if router is not None:
                 routers.append(router)
+        x = x if early else _select(x, rows)
         return x, torch.stack(routers) if routers else None
 
     def _head(self) -> tuple[Tensor, Tensor | None]:
@@ -213,6 +224,11 @@ def chunked_nll(x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor)
     rows = len(x) if torch.is_grad_enabled() else CHUNK_ROWS
     parts = zip(x.split(max(rows, 1)), targets.split(max(rows, 1)), strict=True)
     return torch.cat([F.cross_entropy(widen(F.linear(a, weight, bias)), y, reduction="none") for a, y in parts])
+
+
+def _select(x: Tensor, rows: Tensor | None) -> Tensor:
+    """``[B, T, D]`` -> its rows ``[R, D]`` by flat position; all of it without ``rows``."""
+    return x if rows is None else x.flatten(0, 1)[rows]
 
 
 def _fill(parameter: Tensor, std: float, cut: bool, generator: torch.Generator) -> None:

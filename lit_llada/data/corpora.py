@@ -10,6 +10,7 @@ import inspect
 import sys
 import sysconfig
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
@@ -48,7 +49,7 @@ def embedded(corpus: Corpus) -> Iterator[tuple[str, str]]:
 def prose() -> Iterator[tuple[str, str]]:
     """The topics of the language reference, then every docstring once."""
     try:
-        from pydoc_data.topics import topics
+        topics = import_module("pydoc_data.topics").topics
     except ImportError:
         topics = {}
     yield from ((f"topics/{name}", text) for name, text in sorted(topics.items()))

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
+from torch.optim._muon import DEFAULT_A, DEFAULT_B, DEFAULT_C, muon
 
 from lit_llada.errors import UserError
 
@@ -22,7 +24,7 @@ def make_optimizer(
     Matrices (embeddings and stacked experts too) decay; norms and biases do not.
 
     Args:
-        net: a backbone; matrices under ``blocks`` are Muon's with ``muon``, stacked experts stay AdamW's.
+        net: a backbone; with ``muon``, the matrices under ``blocks`` but the routers are Muon's, each expert its own.
         name: ``adamw`` or ``muon``.
         lr: peak learning rate; Muon's steps are scaled to AdamW's size, so the same one fits both.
         weight_decay: decoupled.
@@ -37,7 +39,7 @@ def make_optimizer(
             continue
         if key.endswith("bias") or "norm." in key:  # by name: FSDP1 flattens every shape
             groups["rest"].append(parameter)
-        elif name == "muon" and key.startswith("blocks.") and parameter.ndim == 2:
+        elif name == "muon" and key.startswith("blocks.") and parameter.ndim > 1 and "router" not in key:
             groups["muon"].append(parameter)
         else:
             groups["decay"].append(parameter)
@@ -54,17 +56,16 @@ def make_optimizer(
 
 
 class MuonWithAdamW(Optimizer):
-    """torch's Muon on the groups marked ``muon``, torch's fused AdamW on the others, behind one state dict."""
+    """torch's Muon on the groups marked ``muon``, torch's fused AdamW on the others, behind one state dict.
+
+    A stack of experts ``[E, in, out]`` is E matrices: FSDP2 shards it along E, so each is whole on its process.
+    """
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
         super().__init__(groups, {})
-        muon = torch.optim.Muon(self._groups(True), adjust_lr_fn="match_rms_adamw")
-        adamw = AdamW(self._groups(False), fused=True)
-        self._inner = {True: muon, False: adamw}
-        # The inner constructors copied the groups; ours take over the options that they filled in.
-        for kind, inner in self._inner.items():
-            for mine, filled in zip(self._groups(kind), inner.param_groups, strict=True):
-                mine.update(filled)
+        self._adamw = AdamW(self._groups(False), fused=True)
+        for mine, filled in zip(self._groups(False), self._adamw.param_groups, strict=True):
+            mine.update(filled)  # the options that AdamW's constructor adds
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -73,10 +74,46 @@ class MuonWithAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for kind, inner in self._inner.items():
-            inner.state, inner.param_groups = self.state, self._groups(kind)  # a loaded state dict replaces both
-            inner.step()
+        for group in self._groups(True):
+            self._muon_step(group)
+        # A loaded state dict replaces both, so they are handed over anew at each step.
+        self._adamw.state, self._adamw.param_groups = self.state, self._groups(False)
+        self._adamw.step()
         return loss
+
+    def _muon_step(self, group: dict[str, Any]) -> None:
+        matrices: list[tuple[Tensor, Tensor, Tensor]] = []
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                state = self.state[parameter]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)
+                matrices += _matrices(parameter, parameter.grad, state["momentum_buffer"])
+        if not matrices:
+            return
+        weights, grads, buffers = (list(part) for part in zip(*matrices, strict=True))
+        muon(
+            weights,
+            grads,
+            buffers,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            momentum=0.95,
+            nesterov=True,
+            ns_coefficients=(DEFAULT_A, DEFAULT_B, DEFAULT_C),
+            ns_steps=5,
+            eps=1e-7,
+            adjust_lr_fn="match_rms_adamw",
+            has_complex=False,
+        )
 
     def _groups(self, muon: bool) -> list[dict[str, Any]]:
         return [group for group in self.param_groups if group["muon"] is muon]
+
+
+def _matrices(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """Tensors of one shape, matrix by matrix; of a sharded stack those of this process."""
+    if tensors[0].ndim == 2:
+        return [tensors]
+    local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+    return list(zip(*(tensor.unbind(0) for tensor in local), strict=True))

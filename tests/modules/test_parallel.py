@@ -81,9 +81,10 @@ def test_fsdp1_gives_the_same_curve(forked, prepared: Path) -> None:
     assert ranks[0]["norms"] == pytest.approx(one["norms"], rel=1e-5)
 
 
-def test_muon_shards(forked, prepared: Path) -> None:
+@pytest.mark.parametrize("backbone", [DENSE, SPARSE], ids=["dense", "moe"])
+def test_muon_shards(forked, prepared: Path, backbone: BackboneConfig) -> None:
     """Muon's bfloat16 iterations on shards and on whole matrices round differently, so the curves agree less."""
-    [one] = forked(lambda *a: train(*a, optimizer="muon"), 1, prepared, DENSE, "auto", 2)
-    ranks = forked(lambda *a: train(*a, optimizer="muon"), 2, prepared, DENSE, "fsdp2", 1)
+    [one] = forked(lambda *a: train(*a, optimizer="muon"), 1, prepared, backbone, "auto", 2)
+    ranks = forked(lambda *a: train(*a, optimizer="muon"), 2, prepared, backbone, "fsdp2", 1)
     assert one["losses"][-1] < one["losses"][0]
     assert ranks[0]["losses"] == pytest.approx(one["losses"], rel=1e-2)

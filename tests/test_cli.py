@@ -1,0 +1,380 @@
+"""The command line: a run from nothing, the same command again, and one line for every mistake."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lit_llada.cli import main
+from lit_llada.cli_parser import reason
+from lit_llada.cli_runs import changes, default_run_dir, find_checkpoint
+from lit_llada.errors import UserError
+
+TINY = {
+    "model": {
+        "class_path": "lit_llada.modules.pretraining.PretrainingModule",
+        "init_args": {
+            "backbone": {"d_model": 16, "n_layers": 1, "n_heads": 2, "ff_dim": 32},
+            "schedule": {"kind": "constant", "warmup_steps": 1},
+        },
+    },
+    "data": {"length": 32, "batch_size": 2, "val_rows": 4},
+    "trainer": {
+        "max_steps": 4,
+        "max_epochs": -1,
+        "accelerator": "cpu",
+        "precision": "32-true",
+        "val_check_interval": 2,
+        "check_val_every_n_epoch": None,
+        "num_sanity_val_steps": 0,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,
+    },
+    "checkpoint": {"every_n_steps": 2},
+    "sampling": {"length": 16, "steps": 4, "every_n_steps": 4},
+    "throughput": {"enabled": False},
+}
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def fit(tmp_path: Path, prepared: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """``fit(*words, verb="fit")`` -> (status, stdout, stderr), for a tiny net, in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY | {"data": TINY["data"] | {"path": str(prepared)}}))
+
+    def call(*words: str, verb: str = "fit") -> tuple[int, str, str]:
+        status = main([verb, "-c", "tiny.yaml", *words])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+def error_line(stderr: str) -> str:
+    """The last line; a UserError never leaves a traceback."""
+    assert "Traceback" not in stderr
+    line = stderr.strip().splitlines()[-1]
+    assert line.startswith("error: ")
+    return line
+
+
+def steps(run_dir: Path) -> list[str]:
+    return sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+
+
+# ---------------------------------------------------------------------- a run
+
+
+def test_fit_then_the_same_command_resumes_with_the_options_given_now(fit: Run, tmp_path: Path) -> None:
+    status, out, _ = fit()
+    assert status == 0
+    run = tmp_path / "runs" / "tiny"
+    assert steps(run) == ["step=0000002.ckpt", "step=0000004.ckpt"]
+    assert "from the start" in out
+    for said in ("unigram", "upper bound", "sample free_1", "runs/tiny/checkpoints/step=0000004.ckpt", "--logdir"):
+        assert said in out
+    assert list(run.glob("events.out.tfevents.*"))
+    assert yaml.safe_load((run / "config.yaml").read_text())["run_dir"] == "runs/tiny"
+
+    status, out, _ = fit("--trainer.max_steps", "6")
+    assert status == 0
+    assert "going on from runs/tiny/checkpoints/step=0000004.ckpt" in out
+    assert "changed: trainer.max_steps: 4 -> 6" in out
+    assert steps(run) == ["step=0000004.ckpt", "step=0000006.ckpt"]
+    assert [start["step"] for start in json.loads((run / "run_card.json").read_text())["starts"]] == [0, 4]
+
+    status, out, _ = fit("--trainer.max_steps", "8", "--model.lr", "0.25", "--run_dir", "runs/tiny")
+    assert "changed: model.lr: 0.0004 -> 0.25" in out
+    import torch
+
+    saved = torch.load(run / "checkpoints" / "step=0000008.ckpt", weights_only=True)
+    assert {group["lr"] for group in saved["optimizer_states"][0]["param_groups"]} == {0.25}
+
+
+def test_a_finished_run_says_so_and_reports_again(fit: Run) -> None:
+    fit()
+    status, out, _ = fit()
+    assert status == 0
+    assert "nothing left to train: trainer.max_steps is 4" in out
+    assert "upper bound" in out
+
+
+def test_ckpt_path(fit: Run, tmp_path: Path) -> None:
+    assert "no checkpoint in runs/tiny/checkpoints" in error_line(fit(verb="validate")[2])
+    assert fit(verb="validate")[0] == 2
+    assert fit("--ckpt_path", "none", verb="validate")[0] == 0  # untrained weights, when asked for
+    fit()
+    status, out, _ = fit(verb="validate")
+    assert status == 0
+    assert "val/bits_per_byte" in out
+    assert "ckpt_path is none, but runs/tiny/checkpoints holds step=0000004.ckpt" in error_line(
+        fit("--ckpt_path", "none")[2]
+    )
+    assert "ckpt_path gone.ckpt does not exist" in error_line(fit("--ckpt_path", "gone.ckpt")[2])
+    status, out, _ = fit("--ckpt_path", "runs/tiny/checkpoints/step=0000002.ckpt", "--run_dir", "runs/branch")
+    assert status == 0
+    assert steps(tmp_path / "runs" / "branch") == ["step=0000004.ckpt"]
+
+
+def test_another_architecture_is_refused_by_field(fit: Run) -> None:
+    fit()
+    assert "d_model 16 (now 32)" in error_line(fit("--run_dir", "runs/tiny", "--model.backbone.d_model", "32")[2])
+
+
+def test_an_average_that_was_not_kept_is_named(fit: Run) -> None:
+    fit()
+    assert "differ in ema.enabled" in error_line(
+        fit("--run_dir", "runs/tiny", "--ema.enabled", "true", "--trainer.max_steps", "6")[2]
+    )
+
+
+def test_a_full_disk_names_the_checkpoint_that_is_still_good_and_the_run_goes_on(fit: Run, tmp_path: Path) -> None:
+    quiet = ["--sampling.enabled=false", "--noise_curve.enabled=false", "--run_dir", "runs/full"]
+    fit("--trainer.max_steps", "2", *quiet)
+    run = tmp_path / "runs" / "full"
+    good = run / "checkpoints" / "step=0000002.ckpt"
+    before = good.read_bytes()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limit[1]))  # writes past it fail half-way
+    try:
+        status, _, err = fit("--trainer.max_steps", "4", *quiet)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert status == 2
+    assert "no space left on the disk" in error_line(err)
+    assert f"the last whole checkpoint is {good.relative_to(tmp_path)}" in error_line(err)
+    assert good.read_bytes() == before
+    assert steps(run) == ["step=0000002.ckpt"]
+    status, out, _ = fit("--trainer.max_steps", "4", *quiet)
+    assert status == 0
+    assert "going on from" in out
+
+
+def test_a_full_disk_on_one_rank_is_found_inside_the_distributed_error() -> None:
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    from lit_llada.cli import _explained
+
+    full = OSError(errno.ENOSPC, "No space left on device", "__1_0.distcp")
+    line = _explained(CheckpointException("write", {1: (full, None)}))
+    assert line is not None
+    assert "__1_0.distcp" in line
+    assert _explained(OSError(errno.EACCES, "Permission denied")) is None
+
+
+def test_what_we_did_not_foresee_keeps_its_traceback(fit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lit_llada.modules.pretraining import PretrainingModule
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(PretrainingModule, "training_step", broken)
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        fit()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals(
+    fit: Run, tmp_path: Path, number: signal.Signals, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C ends at once, SIGTERM after a checkpoint of the step that it met."""
+    from lit_llada.modules.pretraining import PretrainingModule
+
+    step = PretrainingModule.training_step
+
+    def hit(self: PretrainingModule, batch: object, index: int) -> object:
+        if self.global_step == 1:
+            os.kill(os.getpid(), number)
+        return step(self, batch, index)
+
+    monkeypatch.setattr(PretrainingModule, "training_step", hit)
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # LitData's writer, in this process, left its own
+    try:
+        code, _, err = fit()
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])
+    assert code == status
+    assert "Traceback" not in err
+    if number is signal.SIGTERM:
+        assert steps(tmp_path / "runs" / "tiny") == ["step=0000002.ckpt"]
+
+
+@pytest.mark.slow
+def test_ddp_starts_the_same_command_again(prepared: Path, tmp_path: Path) -> None:
+    """Two processes, the second launched by Lightning from sys.argv."""
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY | {"data": TINY["data"] | {"path": str(prepared)}}))
+    words = ["fit", "-c", "tiny.yaml", "--trainer.strategy", "ddp", "--trainer.devices", "2"]
+    command = [sys.executable, "-m", "lit_llada", *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("from the start") == 1
+    assert steps(tmp_path / "runs" / "tiny") == ["step=0000002.ckpt", "step=0000004.ckpt"]
+
+
+# ---------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--trainer.max_step", "3"], "--trainer.max_step 3 (did you mean max_steps?)"),  # no abbreviations
+        (["--data.lenght=3"], "(did you mean length?)"),
+        (["--model.backbone.d_modle", "3"], "(did you mean d_model?)"),
+        (["--sampling.every", "3"], "(did you mean every_n_steps?)"),
+        (["--model.lr", "abc"], "model: lr: Expected a float. Got value: abc"),
+        (["--model.attention", "flashy"], "Got value: flashy"),
+        (["--model.backbone.n_kv_heads", "3"], "backbone.n_heads 2 is not a multiple of n_kv_heads 3"),
+        (["--model.schedule.decay", "3"], "schedule.decay is 3.0"),
+        (["--trainer.strategy", "fsdp7"], "fsdp7"),
+        (["--trainer.default_root_dir", "x"], "set run_dir instead"),
+        (["-c", "gone.yaml"], "gone.yaml"),
+        (["stray"], "stray"),
+        (["--data.path", "gone"], "gone"),
+        (["--data.length", "100000"], "100000"),
+        (["--trainer.max_steps", "-1"], "set trainer.max_steps"),
+        (["--model.mask_id", "258"], "mask_id 258 lies outside the vocabulary 0..257"),
+        (["--model.backbone.vocab_size", "100"], "vocab_size is 100"),
+        (["--model.attention", "flash"], "flash"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_wrong_word_is_one_line(fit: Run, words: list[str], said: str) -> None:
+    status, _, err = fit(*words)
+    assert status == 2
+    line = error_line(err)
+    assert said in line
+    assert "usage" not in err
+    assert len(line) < 400
+
+
+@pytest.mark.parametrize(
+    ("overlay", "said"),
+    [
+        ("model: {init_args: {backbone: {d_modle: 3}}}", "model: Group 'backbone' does not accept option 'd_modle'"),
+        ("trainer: {max_stepz: 3}", "'max_stepz' (did you mean max_steps?)"),
+        ("modell: {lr: 3}", "(did you mean model?)"),
+        ("model: {class_path: lit_llada.modules.pretraining.Pretraining}", "no attribute 'Pretraining'"),
+        ("model: [", "line 2, column 1"),
+    ],
+)
+def test_a_wrong_overlay_is_one_line(fit: Run, tmp_path: Path, overlay: str, said: str) -> None:
+    (tmp_path / "wrong.yaml").write_text(overlay + "\n")
+    status, _, err = fit("-c", "wrong.yaml")
+    assert status == 2
+    assert said in error_line(err)
+
+
+def test_corrupt_data_is_one_line(fit: Run, prepared: Path, tmp_path: Path) -> None:
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(prepared, broken)
+    chunk = next((broken / "train").glob("*.bin"))
+    chunk.write_bytes(chunk.read_bytes()[:-10])
+    assert chunk.name in error_line(fit("--data.path", "broken")[2])
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["--help"], 0, "consolidate"),
+        ([], 2, "usage"),
+        (["--version"], 0, "lit-llada 0."),
+        (["fti"], 2, "unknown verb 'fti'; did you mean 'fit'?"),
+        (["xyzzy"], 2, "there are fit, "),
+        (["prepare"], 2, "prepare text INPUT"),
+        (["prepare", "txt"], 2, "'txt' is not a kind of data"),
+        (["prepare", "--help"], 0, "prepare --check DIR"),
+        (["prepare", "--check"], 2, "takes one folder"),
+        (["prepare", "--check", "gone"], 2, "gone has no manifest.json"),
+        (["prepare", "text", "gone.txt", "--out", "out"], 2, "gone.txt"),
+        (["prepare", "text", "gone.txt"], 2, "--out DIR"),
+        (["prepare", "text", "--corpus", "poems"], 2, "Got value: poems"),
+        (["prepare", "text", "--outt", "x"], 2, "--outt (did you mean out?)"),
+        (["consolidate", "gone", "x"], 2, "gone: not a sharded checkpoint folder"),
+        (["consolidate", "gone"], 2, "target"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_verbs(words: list[str], status: int, said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    before = Path.cwd()
+    os.chdir(tmp_path)
+    try:
+        assert main(words) == status
+    finally:
+        os.chdir(before)
+    captured = capsys.readouterr()
+    assert said in captured.out + captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_prepare_and_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(40):
+        (tmp_path / f"{i}.txt").write_text(f"text number {i}\n" * 9)
+    words = ["prepare", "text", str(tmp_path), "--out", str(tmp_path / "out"), "--val_fraction=0.3", "--workers", "1"]
+    assert main(words) == 0
+    assert main(["prepare", "--check", str(tmp_path / "out")]) == 0
+    assert "every hash" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------- small parts
+
+
+def test_default_run_dir_is_the_commands_own() -> None:
+    base = ["-c", "configs/recipe/demo.yaml", "--config=configs/model/moe_demo.yaml"]
+    assert default_run_dir(base) == "runs/demo-moe_demo"
+    assert default_run_dir([]) == "runs/run"
+    assert default_run_dir([*base, "--model.lr", "3e-4"]) == "runs/demo-moe_demo,model.lr=3e-4"
+    assert default_run_dir([*base, "--model.init_args.lr=3e-4"]) == "runs/demo-moe_demo,model.lr=3e-4"
+    assert default_run_dir([*base, "--trainer.max_steps", "9", "--ckpt_path", "none"]) == "runs/demo-moe_demo"
+    long = [word for i in range(40) for word in (f"--model.x{i}", "-1")]
+    assert len(default_run_dir(long)) < 100
+    assert default_run_dir(long) != default_run_dir([*long[:-1], "-2"])
+    assert "/" not in default_run_dir(["--data.path", "a/b/../c"])[len("runs/") :]
+
+
+def test_find_checkpoint_takes_the_newest_whole_one(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    assert find_checkpoint("auto", str(tmp_path), training=True) is None
+    for name in (
+        "step=0000010.ckpt",
+        "step=0000009.ckpt",
+        "step=0000020.ckpt.part",
+        "before-nonfinite-step=0000011.ckpt",
+    ):
+        (folder / name).touch()
+    assert find_checkpoint("auto", str(tmp_path), training=True) == folder / "step=0000010.ckpt"
+    with pytest.raises(UserError, match="none"):
+        find_checkpoint("none", str(tmp_path), training=True)
+
+
+def test_changes_name_what_differs() -> None:
+    old = {"model": {"init_args": {"lr": 1.0, "betas": [0, 1]}}, "ckpt_path": "auto", "gone": 1}
+    new = {"model": {"init_args": {"lr": 2.0, "betas": [0, 1]}}, "ckpt_path": None, "trainer": {"x": {}}}
+    assert changes(old, new) == ["model.lr: 1.0 -> 2.0", "gone: 1 -> None", "trainer.x: None -> {}"]
+
+
+def test_reason_leaves_what_matters() -> None:
+    message = (
+        'Parser key "model":\n  Does not validate against any of the Union subtypes\n  Subtypes: [A, B]\n  Errors:\n'
+        "    - Parser key \"lr\": Expected a <class 'float'>. Got value: abc\n    - Expected a <class 'NoneType'>\n"
+        "  Given value type: <class 'dict'>\n  Given value: {}"
+    )
+    assert reason(message) == "model: lr: Expected a float. Got value: abc"
+    assert reason("plain\n  words") == "plain words"
