@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, fields
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,9 @@ def leaves(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def plain(value: Any) -> Any:
-    """As YAML has it: namespaces are mappings, a set of classes is a list of their paths."""
+    """As YAML has it: namespaces are mappings, a set of classes is a list of their paths, an enum is its name."""
+    if isinstance(value, Enum):
+        return value.name
     if isinstance(value, set):
         return [f"{cls.__module__}.{cls.__qualname__}" for cls in value]
     return value.as_dict() if hasattr(value, "as_dict") else value

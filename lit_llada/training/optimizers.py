@@ -82,7 +82,7 @@ class MuonWithAdamW(Optimizer):
         return loss
 
     def _muon_step(self, group: dict[str, Any]) -> None:
-        matrices: list[tuple[Tensor, Tensor, Tensor]] = []
+        matrices: list[tuple[Tensor, ...]] = []
         for parameter in group["params"]:
             if parameter.grad is not None:
                 state = self.state[parameter]
