@@ -1,7 +1,7 @@
-"""What do we compare with? The same net written plainly in PyTorch, as modelling code usually is, with the same weights.
+"""What do we compare with? The same net written plainly in PyTorch, as modelling code usually is, same weights.
 
 Logits for every position, cross-entropy over all of them, separate projections, ``scaled_dot_product_attention``, and a
-Python loop over the experts (``nonzero``, ``index_add_``). Autocast, fused AdamW and the batch are those of the other side.
+Python loop over the experts (``nonzero``, ``index_add_``). Autocast, fused AdamW and batch are those of the other side.
 Shapes: B batch, T tokens, D width, V vocabulary, E experts.
 """
 

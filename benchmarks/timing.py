@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import statistics
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-import os
-
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does; see lit_llada/cli.py
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")
 
 import torch
