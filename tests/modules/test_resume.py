@@ -15,6 +15,7 @@ import torch
 from lit_llada.backbone.config import BackboneConfig
 from lit_llada.callbacks.checkpoint import StepCheckpoint, checkpoints
 from lit_llada.callbacks.ema import EMA
+from lit_llada.checkpoint.consolidate import consolidate
 from lit_llada.data.datamodule import DiffusionDataModule
 from lit_llada.errors import UserError
 from lit_llada.modules.base import NonFiniteStep
@@ -127,6 +128,27 @@ def test_resumed_on_one_rank_after_two_no_row_is_lost_or_seen_twice(
     keys = [key for rank in (0, 1) for entry in diary(tmp_path, rank) for key in entry["keys"]]
     keys += [key for entry in diary(tmp_path, 0, "one") for key in entry["keys"]]
     assert sorted(keys) == list(range(10 * 8 + 20 * 4))
+
+
+def test_shards_become_one_file_that_every_strategy_goes_on_from(forked: Any, prepared: Path, tmp_path: Path) -> None:
+    sharded, plain, again = (tmp_path / name for name in ("sharded", "plain", "again"))
+    for folder in (sharded, plain / "checkpoints", again / "checkpoints"):
+        folder.mkdir(parents=True)
+    forked(lambda rank: run(rank, sharded, prepared, world=2, steps=5), 2)
+    shards = checkpoints(sharded / "checkpoints")[-1]
+    assert shards.is_dir()
+    for folder in (plain, again):
+        consolidate(shards, folder / "checkpoints" / shards.name)
+    forked(lambda rank: run(rank, sharded, prepared, world=2, steps=10), 2)
+    forked(lambda rank: run(rank, again, prepared, world=2, steps=10), 2)
+    assert checkpoints(again / "checkpoints")[-1].is_dir(), "sharded again at its next save"
+    assert diary(again) == diary(sharded)[5:]
+    forked(lambda rank: run(rank, plain, prepared, steps=10), 1)
+    assert [entry["step"] for entry in diary(plain)] == list(range(6, 11))
+    with pytest.raises(UserError, match="exists"):
+        consolidate(shards, plain / "checkpoints" / shards.name)
+    with pytest.raises(UserError, match="not a sharded checkpoint folder"):
+        consolidate(plain, tmp_path / "x.ckpt")
 
 
 def test_the_learning_rate_of_the_command_line_counts_at_resume(forked: Any, prepared: Path, tmp_path: Path) -> None:

@@ -1,0 +1,39 @@
+"""What the README tells people to type: every option exists, every file it names is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lit_llada.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = [line.strip() for block in README.split("```")[1::2] for line in block.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("lit-llada fit")])
+def test_fit_commands_parse(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as stop:
+        main([*command.split("#")[0].split()[1:], "--print_config"])
+    assert stop.value.code == 0
+    assert "class_path: lit_llada.modules.pretraining.PretrainingModule" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make")])
+def test_make_targets_exist(command: str) -> None:
+    assert re.search(rf"^{command.split()[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_every_file_that_is_named_is_there() -> None:
+    names = re.findall(r"\]\(((?!http)[^)]+)\)|`(configs/[\w/.]+|lit_llada/[\w/.]+)`", README)
+    for name in filter(None, (part for pair in names for part in pair)):
+        assert (ROOT / name).exists(), name
+
+
+def test_every_block_is_covered() -> None:
+    known = ("lit-llada ", "make ", ".venv/bin/tensorboard")
+    assert [c for c in COMMANDS if not c.startswith(known)] == []
