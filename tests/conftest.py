@@ -39,9 +39,17 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that fork come first: torch refuses a backward pass in the child of a process that has made one."""
+    items.sort(key=lambda item: "forked" not in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture
 def forked() -> Forked:
-    """``forked(fn, world, *args)``: run ``fn(rank, *args)`` in forked processes as torchrun would; their results."""
+    """``forked(fn, world, *args)``: run ``fn(rank, *args)`` in forked processes as torchrun would; their results.
+
+    The test itself trains nothing before it forks (``forked(fn, 1)`` does it in a child).
+    """
     return run_forked
 
 

@@ -70,8 +70,8 @@ def first_look(rank: int, toy: Any, world: int) -> None:
 
 
 def test_ranks_are_summed(toy: Any, forked: Any) -> None:
-    first_look(0, toy, 1)
-    one = {name: toy.events().Scalars(f"router/{name}")[0].value for name in SCALARS}
-    toy.folder = toy.folder / "two"
     forked(first_look, 2, toy, 2)
-    assert {name: toy.events().Scalars(f"router/{name}")[0].value for name in SCALARS} == pytest.approx(one, rel=1e-5)
+    two = {name: toy.events().Scalars(f"router/{name}")[0].value for name in SCALARS}
+    toy.folder = toy.folder / "one"
+    first_look(0, toy, 1)
+    assert {name: toy.events().Scalars(f"router/{name}")[0].value for name in SCALARS} == pytest.approx(two, rel=1e-5)

@@ -6,10 +6,7 @@ import gc
 import hashlib
 import json
 import multiprocessing
-import os
 import shutil
-import socket
-import traceback
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -242,73 +239,36 @@ def test_max_steps_is_asked_for(folders: list[str]) -> None:
 # ---- two processes
 
 
-def _entry(rank: int, port: int, queue: Any, work: Callable[[int], Any]) -> None:
-    names = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-        "RANK": rank,
-        "LOCAL_RANK": rank,
-        "GROUP_RANK": 0,
-        "WORLD_SIZE": 2,
-    }
-    names |= {"LOCAL_WORLD_SIZE": 2, "TORCHELASTIC_RUN_ID": "forked", "TORCHELASTIC_RESTART_COUNT": 0}
-    os.environ.update({k: str(v) for k, v in names.items()})
-    torch.set_num_threads(1)
-    try:
-        queue.put((rank, work(rank), None))
-    except BaseException as error:
-        queue.put((rank, None, f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
-    queue.close()
-    queue.join_thread()
-    os._exit(0)
-
-
-def on_two_ranks(work: Callable[[int], Any]) -> list[tuple[Any, str | None]]:
-    """(result, error) of `work(rank)` in two processes with a torchrun-like environment."""
-    context = torch.multiprocessing.get_context("fork")
-    queue = context.Queue()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = [context.Process(target=_entry, args=(r, port, queue, work)) for r in range(2)]
-    for process in processes:
-        process.start()
-    try:
-        answers = sorted((queue.get(timeout=60) for _ in processes), key=lambda a: a[0])
-    finally:
-        for process in processes:
-            process.join(10)
-            process.kill()
-    return [(result, error) for _, result, error in answers]
-
-
 @pytest.mark.parametrize("workers", [0, 2])
-def test_two_ranks_then_one_read_every_row_once(folders: list[str], tmp_path: Path, workers: int) -> None:
+def test_two_ranks_then_one_read_every_row_once(forked: Any, folders: list[str], tmp_path: Path, workers: int) -> None:
     def work(rank: int) -> Any:
         module = data(folders[0], batch_size=2, num_workers=workers, val_rows=7)
         model = fit(module, tmp_path / "two", 8, strategy="ddp", devices=2)
         return model.seen, model.validated
 
-    answers = on_two_ranks(work)
-    assert [error for _, error in answers] == [None, None]
-    (seen_0, val_0), (seen_1, val_1) = (result for result, _ in answers)
-    alone = fit(data(folders[0]), tmp_path / "alone", 10)
-    assert [(s, a + b, c + d) for (s, a, c), (_, b, d) in zip(seen_0, seen_1, strict=True)] == alone.seen[:8]
+    (seen_0, val_0), (seen_1, val_1) = forked(work, 2)
+    [alone] = forked(lambda _: fit(data(folders[0]), tmp_path / "alone", 10).seen, 1)
+    assert [(s, a + b, c + d) for (s, a, c), (_, b, d) in zip(seen_0, seen_1, strict=True)] == alone[:8]
     assert len(val_0) == len(val_1)
     assert not set(val_0) & set(val_1)
-    rest = fit(data(folders[0]), tmp_path / "rest", 10, tmp_path / "two/step=6.ckpt")
-    assert rest.seen == alone.seen[6:]
+    two = tmp_path / "two/step=6.ckpt"
+    [rest] = forked(lambda _: fit(data(folders[0]), tmp_path / "rest", 10, two).seen, 1)
+    assert rest == alone[6:]
 
 
-def test_ranks_that_would_differ_are_all_refused(folders: list[str]) -> None:
+def test_ranks_that_would_differ_are_all_refused(forked: Any, folders: list[str]) -> None:
     def answers(change: Callable[[int], DiffusionDataModule], shares: tuple[int, int] = (0, 1), world: int = 2) -> Any:
-        def work(rank: int) -> None:
+        def work(rank: int) -> str:
             dist.init_process_group("gloo")
             module = change(rank)
             module._share = lambda: (shares[rank], world)  # what a strategy says
-            module.setup()
+            try:
+                module.setup()
+            except UserError as error:
+                return f"UserError: {error}"
+            return "fine"
 
-        return [(error or "fine").splitlines()[0] for _, error in on_two_ranks(work)]
+        return forked(work, 2)
 
     def same(rank: int) -> DiffusionDataModule:
         return data(folders[0])
