@@ -104,6 +104,18 @@ def test_fit_then_the_same_command_resumes_with_the_options_given_now(fit: Run, 
     assert {group["lr"] for group in saved["optimizer_states"][0]["param_groups"]} == {0.25}
 
 
+def test_one_overlay_makes_it_sparse_and_the_router_is_in_tensorboard(fit: Run, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    experts = {"n_experts": 4, "experts_per_token": 2, "expert_dim": 16}
+    (tmp_path / "moe.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"backbone": experts}}}))
+    assert fit("-c", "moe.yaml", "--router.every_n_steps", "2", "--run_dir", "runs/moe")[0] == 0
+    events = EventAccumulator(str(tmp_path / "runs" / "moe")).Reload()
+    tags = events.Tags()
+    assert {"router/masked/peak", "router/visible/entropy", "val_router/split"} <= set(tags["scalars"])
+    assert {"router/load", "val_router/load"} <= set(tags["images"])
+
+
 def test_a_finished_run_says_so_and_reports_again(fit: Run) -> None:
     fit()
     status, out, _ = fit()
@@ -117,9 +129,10 @@ def test_ckpt_path(fit: Run, tmp_path: Path) -> None:
     assert fit(verb="validate")[0] == 2
     assert fit("--ckpt_path", "none", verb="validate")[0] == 0  # untrained weights, when asked for
     fit()
-    status, out, _ = fit(verb="validate")
-    assert status == 0
-    assert "val/bits_per_byte" in out
+    for verb, stage in (("validate", "val"), ("test", "test")):
+        status, out, _ = fit(verb=verb)
+        assert status == 0
+        assert f"{stage}/bits_per_byte" in out
     assert "ckpt_path is none, but runs/tiny/checkpoints holds step=0000004.ckpt" in error_line(
         fit("--ckpt_path", "none")[2]
     )
@@ -201,13 +214,11 @@ def test_signals(
         return step(self, batch, index)
 
     monkeypatch.setattr(PretrainingModule, "training_step", hit)
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # LitData's writer, in this process, left its own
+    before = signal.getsignal(signal.SIGTERM)
     try:
         code, _, err = fit()
     finally:
-        signal.signal(signal.SIGINT, before[0])
-        signal.signal(signal.SIGTERM, before[1])
+        signal.signal(signal.SIGTERM, before)
     assert code == status
     assert "Traceback" not in err
     if number is signal.SIGTERM:

@@ -156,6 +156,10 @@ class DiffusionDataModule(L.LightningDataModule):
         args = (self.rows["val"], order, self.eos_id, self.batch_size, self.val_rows)
         return ValidationLoader(*args, rank=rank, world=world, num_workers=self.num_workers)
 
+    def test_dataloader(self) -> ValidationLoader:
+        """There is no third split: ``test`` reads the validation rows."""
+        return self.val_dataloader()
+
     def teardown(self, stage: str | None = None) -> None:
         for rows in [*self.rows["train"], *self.rows["val"]]:
             rows.close()

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -273,9 +274,11 @@ def _litdata_environment(cache: Path) -> Iterator[None]:
     }
     before = {key: os.environ.get(key) for key in ours}
     os.environ.update(ours)
+    interrupt = signal.getsignal(signal.SIGINT)
     try:
         yield
     finally:
+        signal.signal(signal.SIGINT, interrupt)  # LitData leaves a handler that ends the process without a word
         for key, value in before.items():
             os.environ.pop(key) if value is None else os.environ.update({key: value})
 
