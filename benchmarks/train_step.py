@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.plain import PlainTransformer, plain_loss, plain_noise
 from benchmarks.timing import Comparison, arguments, compare, gemm_peak, peak_memory, table, verdict
-from lit_llada.backbone.config import SIZES, BackboneConfig
+from lit_llada.backbone.config import BackboneConfig
 from lit_llada.backbone.transformer import Backbone, chunked_nll
 from lit_llada.objectives.diffusion import bound_sum
 from lit_llada.objectives.noise import mask_tokens, sample_times
@@ -57,7 +57,7 @@ def stepper(net: nn.Module, loss: Callable[[int], Tensor], dtype: torch.dtype) -
 
 def whole_step(vocabulary: int, dtype: torch.dtype, pairs: int) -> tuple[Comparison, float, float]:
     """Times of a step, the difference of the two losses, and our FLOPs a step."""
-    config = BackboneConfig(**{**SIZES["demo"].__dict__, "vocab_size": vocabulary})
+    config = BackboneConfig(vocab_size=vocabulary, d_model=256, n_layers=6, n_heads=4, ff_dim=768)
     ours = Ours(Backbone(config))
     plain = PlainTransformer(config).copy_from(ours.net)
     tokens = torch.randint(vocabulary - 1, (B, T))

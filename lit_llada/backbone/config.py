@@ -167,9 +167,9 @@ _LLADA_8B = BackboneConfig(vocab_size=126_464, d_model=4096, n_layers=32, n_head
 
 SIZES: dict[str, BackboneConfig] = {
     # The embedded demo: minutes on two CPU cores, bytes as tokens. The sparse one has the same active width.
-    "demo": BackboneConfig(d_model=256, n_layers=6, n_heads=4, ff_dim=768, rope_theta=10_000.0),
+    "demo": BackboneConfig(d_model=192, n_layers=4, n_heads=3, ff_dim=512, rope_theta=10_000.0),
     "moe_demo": BackboneConfig(
-        d_model=256, n_layers=6, n_heads=4, ff_dim=768, n_experts=8, experts_per_token=2, expert_dim=384,
+        d_model=192, n_layers=4, n_heads=3, ff_dim=512, n_experts=8, experts_per_token=2, expert_dim=256,
         qk_norm="head", rope_theta=10_000.0,
     ),
     # A ladder for scaling studies, shaped like the smallest SMDM ones (6M, 19M, 85M, 302M without embeddings).
