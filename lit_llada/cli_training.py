@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ class TrainingCLI(LightningCLI):
 
     def __init__(self, verb: str, words: list[str]) -> None:
         self.words = words
+        warnings.filterwarnings("ignore", r".*treespec, LeafSpec.*")  # of Lightning, about itself
         logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "Tip:" not in r.getMessage())
         super().__init__(
             DiffusionModule,
@@ -157,7 +159,7 @@ def fit(words: list[str]) -> int:
         _announce(cli, checkpoint)
     began = time.monotonic()
     try:
-        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint)
+        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
     except Exception as error:
         whole = checkpoints(Path(cli.run_dir) / "checkpoints")
         error.last_good = whole[-1] if whole else None  # type: ignore[attr-defined]
@@ -178,7 +180,7 @@ def validate(words: list[str]) -> int:
     """Validate the run's newest checkpoint, or the one given."""
     cli = TrainingCLI("validate", words)
     checkpoint = find_checkpoint(cli.config.ckpt_path, cli.run_dir, training=False)
-    cli.trainer.validate(cli.model, cli.datamodule, ckpt_path=checkpoint)
+    cli.trainer.validate(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
     return 0
 
 
@@ -186,7 +188,7 @@ def test(words: list[str]) -> int:
     """Like validate, over the test loader."""
     cli = TrainingCLI("test", words)
     checkpoint = find_checkpoint(cli.config.ckpt_path, cli.run_dir, training=False)
-    cli.trainer.test(cli.model, cli.datamodule, ckpt_path=checkpoint)
+    cli.trainer.test(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
     return 0
 
 
