@@ -105,7 +105,10 @@ def report(trainer: Any, module: Any, run_dir: str, seconds: float) -> None:
     table.add_column("bits per byte", justify="right")
     bits = 1 / math.log(2) / data.bytes_per_token
     table.add_row("every token equally likely", f"{math.log(module.backbone.vocabulary) * bits:.3f}")
-    table.add_row("unigram of the training text", f"{data.unigram_nll * bits:.3f}")
+    table.add_row("token frequencies of the training text", f"{data.unigram_nll * bits:.3f}")
+    names = {"order_0": "byte frequencies", "ngram_5": "interpolated byte 5-gram", "xz": "xz -9, the whole text"}
+    for name, level in data.reference_levels.items():
+        table.add_row(names.get(name, name), f"{level:.3f}")
     if "val/bits_per_byte" in metrics:
         table.add_row("this model (upper bound)", f"[bold]{float(metrics['val/bits_per_byte']):.3f}[/bold]")
     console = Console(soft_wrap=True)

@@ -84,7 +84,14 @@ def test_fit_then_the_same_command_resumes_with_the_options_given_now(fit: Run, 
     run = tmp_path / "runs" / "tiny"
     assert steps(run) == ["step=0000002.ckpt", "step=0000004.ckpt"]
     assert "from the start" in out
-    for said in ("unigram", "upper bound", "sample free_1", "runs/tiny/checkpoints/step=0000004.ckpt", "--logdir"):
+    for said in (
+        "token frequencies",
+        "5-gram",
+        "upper bound",
+        "sample free_1",
+        "runs/tiny/checkpoints/step=0000004.ckpt",
+        "--logdir",
+    ):
         assert said in out
     assert list(run.glob("events.out.tfevents.*"))
     assert yaml.safe_load((run / "config.yaml").read_text())["run_dir"] == "runs/tiny"

@@ -70,7 +70,7 @@ class StepCheckpoint(Checkpoint):
         if name is None and self._saved_step == trainer.global_step:
             return path
         part = path.with_name(path.name + ".part")
-        trainer.save_checkpoint(part)
+        trainer.save_checkpoint(part, weights_only=False)  # False: all of the run, not the weights alone
         trainer.strategy.barrier("checkpoint written")
         if trainer.is_global_zero:
             _remove(path)

@@ -116,6 +116,14 @@ class DiffusionDataModule(L.LightningDataModule):
         return sum(s["unigram_nll"] * s["tokens"] for s in splits) / sum(s["tokens"] for s in splits)
 
     @property
+    def reference_levels(self) -> dict[str, float]:
+        """Bits per byte of models without a net on the validation text (several folders: weighted by bytes)."""
+        splits = [m["splits"]["val"] for m in self.manifests]
+        total = sum(s["bytes"] for s in splits)
+        names = splits[0]["reference_bits_per_byte"]
+        return {n: sum(s["reference_bits_per_byte"][n] * s["bytes"] for s in splits) / total for n in names}
+
+    @property
     def rows_per_epoch(self) -> int:
         return self.order.rows_per_epoch
 

@@ -22,6 +22,7 @@ from rich.progress import track
 
 from lit_llada.data.corpora import Corpus, embedded
 from lit_llada.data.reading import file_digest, list_files, read_documents
+from lit_llada.data.reference import reference_levels
 from lit_llada.data.tokenizer import Tokenizer
 from lit_llada.errors import UserError
 
@@ -76,6 +77,9 @@ def prepare_text(
         model = make_tokenizer(tokenizer, (text for shard in splits["train"]["shards"] for text in _texts(shard)))
         model.save(part / "tokenizer")
         dtype = "uint16" if model.vocab_size <= 1 << 16 else "int32"
+        ends = splits["train"]["shards"][-4:], splits["val"]["shards"][:1]  # megabytes, enough for the levels
+        train, val = ("".join(text for shard in end for text in _texts(shard)).encode() for end in ends)
+        splits["val"]["reference_bits_per_byte"] = reference_levels(train, val)
         for name, split in splits.items():
             _write_chunks(part / name, split.pop("shards"), model, dtype, workers, chunk_mb, Path(scratch))
             split["chunks"] = _chunks(part / name)
