@@ -6,6 +6,8 @@ Nothing is copied into this project; the text differs between Python versions, s
 from __future__ import annotations
 
 import ast
+import contextlib
+import functools
 import inspect
 import sys
 import sysconfig
@@ -28,6 +30,9 @@ SKIPPED = {
 def embedded(corpus: Corpus) -> Iterator[tuple[str, str]]:
     """Named documents: the language reference and unique docstrings (prose), the modules themselves (code).
 
+    ``all`` is the language reference and the modules: these hold the docstrings already, and a docstring that is held
+    out as prose while its module is trained on would tell nothing.
+
     Where the library's source is zipped away or stripped, the docstrings of the modules that are imported stand in.
 
     Raises:
@@ -35,7 +40,7 @@ def embedded(corpus: Corpus) -> Iterator[tuple[str, str]]:
     """
     found = False
     if corpus in ("prose", "all"):
-        for document in prose():
+        for document in prose() if corpus == "prose" else topics():
             found = True
             yield document
     if corpus in ("code", "all"):
@@ -46,13 +51,16 @@ def embedded(corpus: Corpus) -> Iterator[tuple[str, str]]:
         raise UserError("this Python carries no standard library source to train on; give files of your own")
 
 
+def topics() -> Iterator[tuple[str, str]]:
+    """The language reference, where this Python has it."""
+    with contextlib.suppress(ImportError):
+        found = import_module("pydoc_data.topics").topics
+        yield from ((f"topics/{name}", text) for name, text in sorted(found.items()))
+
+
 def prose() -> Iterator[tuple[str, str]]:
     """The topics of the language reference, then every docstring once."""
-    try:
-        topics = import_module("pydoc_data.topics").topics
-    except ImportError:
-        topics = {}
-    yield from ((f"topics/{name}", text) for name, text in sorted(topics.items()))
+    yield from topics()
     seen: set[str] = set()
     for name, text in docstrings() if any(modules()) else imported_docstrings():
         if text not in seen:
@@ -74,13 +82,16 @@ def modules() -> Iterator[tuple[str, str]]:
             continue
 
 
-def docstrings() -> Iterator[tuple[str, str]]:
+@functools.cache  # seconds of parsing, and a run asks twice: for the hash, then for the text
+def docstrings() -> tuple[tuple[str, str], ...]:
     """The docstrings of all modules, classes and functions, file by file."""
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    for name, text in modules():
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, documented) and (docstring := ast.get_docstring(node)):
-                yield f"{name}:{getattr(node, 'name', '')}", docstring
+    return tuple(
+        (f"{name}:{getattr(node, 'name', '')}", docstring)
+        for name, text in modules()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, documented) and (docstring := ast.get_docstring(node))
+    )
 
 
 def imported_docstrings() -> Iterator[tuple[str, str]]:

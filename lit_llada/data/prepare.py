@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import platform
 import shutil
-import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from rich.console import Console
 from rich.progress import track
 
+from lit_llada import __version__
+from lit_llada.data.chunks import console, texts, token_counts, unigram_nll, write_chunks
 from lit_llada.data.corpora import Corpus, embedded
-from lit_llada.data.reading import file_digest, list_files, read_documents
+from lit_llada.data.folder import DataFolder
+from lit_llada.data.reading import ROWS, file_digest, kind_of, list_files, read_documents
 from lit_llada.data.reference import reference_levels
 from lit_llada.data.tokenizer import Tokenizer
 from lit_llada.errors import UserError
 
 FORMAT = 1
 SHARD = 1 << 20  # bytes of text that a worker takes at a time
-_console = Console(stderr=True)
 
 
 def prepare_text(
@@ -39,13 +38,15 @@ def prepare_text(
     field: str = "text",
     val_fraction: float = 0.05,
     workers: int = 2,
-    chunk_mb: int = 64,
+    chunk_mb: float = 64,
     overwrite: bool = False,
 ) -> Path:
     """Turn text and code into a folder to train on.
 
-    Documents are split into training and validation by a hash of their text, so a document never moves. The same
-    inputs, options and number of workers give the same bytes; a second call with them does nothing.
+    Documents are split into training and validation by a hash of their text, so a document never moves; where that
+    leaves a side empty, the document of the smallest (largest) hash goes there, and of a single document the end is
+    held out. The same inputs and options give the same bytes, whatever the number of workers; a second call does
+    nothing. A chunk is cut after a fixed number of tokens, so only the last one is left with less than a row.
 
     Args:
         inputs: files and folders of .txt .md .py .jsonl .parquet, also .gz .bz2 .xz .zst; none for the embedded corpus.
@@ -59,7 +60,7 @@ def prepare_text(
         overwrite: replace a folder that was made of something else.
 
     Raises:
-        UserError: an input is missing, empty or malformed, or ``out`` was made of something else.
+        UserError: an input is missing, empty or malformed, or ``out`` was made of something else or cannot be written.
     """
     if not 0 < val_fraction < 1:
         raise UserError(f"val_fraction is {val_fraction}; it must lie between 0 and 1")
@@ -67,25 +68,59 @@ def prepare_text(
     sources = _sources(inputs, corpus, field)
     options = {"tokenizer": _tokenizer_key(tokenizer), "val_fraction": val_fraction, "chunk_mb": chunk_mb}
     if _up_to_date(target, sources, options, overwrite):
-        _console.print(f"{target} is up to date")
+        console.print(f"{target} is up to date")
         return target
-    part = target.with_name(target.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        splits = _split(sources, inputs, corpus, field, val_fraction, Path(scratch))
-        model = make_tokenizer(tokenizer, (text for shard in splits["train"]["shards"] for text in _texts(shard)))
+    documents = functools.partial(_documents, inputs, corpus, field)
+    with _in_place_when_done(target) as part:
+        manifest = _build(part, documents, sources, options, tokenizer, workers)
+    for name, split in manifest["splits"].items():
+        console.print(
+            f"{target}/{name}: {split['documents']:,} documents, {split['bytes']:,} bytes, {split['tokens']:,} tokens"
+        )
+    return target
+
+
+@contextlib.contextmanager
+def _in_place_when_done(target: Path) -> Iterator[Path]:
+    """A folder beside `target` to fill, which takes its place at the end; what a killed run left there is removed."""
+    part, old = (target.with_name(target.name + suffix) for suffix in (".part", ".old"))
+    try:
+        for left in (part, old):
+            shutil.rmtree(left, ignore_errors=True)
+        part.mkdir(parents=True)
+        yield part
+        if target.exists():
+            os.replace(target, old)
+        os.replace(part, target)
+    except OSError as error:  # a full disk, a folder that one may not write to
+        raise UserError(f"{error.filename or target}: {error.strerror or error}") from error
+    finally:
+        for left in (part, old):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _build(
+    part: Path,
+    documents: Callable[..., Iterator[tuple[int, str]]],
+    sources: list[dict[str, Any]],
+    options: dict[str, Any],
+    tokenizer: str,
+    workers: int,
+) -> dict[str, Any]:
+    """Fill `part`: tokenizer, chunks, and the manifest last."""
+    with tempfile.TemporaryDirectory(dir=part) as scratch:  # in there, so that the next run removes a killed one's too
+        splits = _split(documents, sources, options["val_fraction"], Path(scratch))
+        model = make_tokenizer(tokenizer, (text for shard in splits["train"]["shards"] for text in texts(shard)))
         model.save(part / "tokenizer")
         dtype = "uint16" if model.vocab_size <= 1 << 16 else "int32"
         ends = splits["train"]["shards"][-4:], splits["val"]["shards"][:1]  # megabytes, enough for the levels
-        train, val = ("".join(text for shard in end for text in _texts(shard)).encode() for end in ends)
+        train, val = ("".join(text for shard in end for text in texts(shard)).encode() for end in ends)
         splits["val"]["reference_bits_per_byte"] = reference_levels(train, val)
         for name, split in splits.items():
-            _write_chunks(part / name, split.pop("shards"), model, dtype, workers, chunk_mb, Path(scratch))
-            split["chunks"] = _chunks(part / name)
+            split["chunks"] = write_chunks(part / name, split.pop("shards"), model, dtype, workers, options["chunk_mb"])
             split["tokens"] = sum(chunk["tokens"] for chunk in split["chunks"])
-    counts = {name: _token_counts(part / name, dtype, model.vocab_size) for name in splits}
-    splits["val"]["unigram_nll"] = _unigram_nll(counts["train"], counts["val"])
+    counts = {name: token_counts(part / name, dtype, model.vocab_size) for name in splits}
+    splits["val"]["unigram_nll"] = unigram_nll(counts["train"], counts["val"])
     manifest = {
         "format": FORMAT,
         "tokenizer": {
@@ -100,44 +135,28 @@ def prepare_text(
         "options": options,
         "versions": {
             "python": platform.python_version(),
-            **{p: version(p) for p in ("litdata", "tokenizers", "torch")},
+            "lit_llada": __version__,
+            **{p: version(p) for p in ("litdata", "numpy", "tokenizers", "torch")},
         },
         "splits": splits,
     }
     (part / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-    if target.exists():
-        shutil.rmtree(target)
-    os.replace(part, target)
-    for name, split in splits.items():
-        _console.print(
-            f"{target}/{name}: {split['documents']:,} documents, {split['bytes']:,} bytes, {split['tokens']:,} tokens"
-        )
-    return target
+    return manifest
 
 
 def check_prepared(path: str) -> None:
-    """Hold every chunk and the tokenizer of a prepared folder against its manifest.
+    """Hold the index, every chunk, the counts and the tokenizer of a prepared folder against its manifest.
 
     Raises:
         UserError: names the first file that is missing, truncated or altered.
     """
-    folder = Path(path)
-    if not (folder / "manifest.json").is_file():
-        raise UserError(f"{folder} has no manifest.json; make it with `lit-llada prepare text ... --out {folder}`")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    if Tokenizer.load(folder / "tokenizer").digest != manifest["tokenizer"]["digest"]:
-        raise UserError(f"{folder}/tokenizer is not the one of the manifest; prepare the folder again")
-    chunks = [(name, chunk) for name, split in manifest["splits"].items() for chunk in split["chunks"]]
-    for name, chunk in track(chunks, "checking", console=_console, transient=True):
-        file = folder / name / chunk["file"]
-        if not file.is_file():
-            raise UserError(f"chunk {file} is missing; prepare the folder again")
-        if file.stat().st_size != chunk["bytes"]:
-            raise UserError(
-                f"chunk {file} has {file.stat().st_size} bytes, not {chunk['bytes']}; prepare the folder again"
-            )
-        if file_digest(file) != chunk["sha256"]:
-            raise UserError(f"chunk {file} is corrupt (its sha256 is not the manifest's); prepare the folder again")
+    if not Path(path, "manifest.json").is_file():
+        raise UserError(f"{path} has no manifest.json; make it with `lit-llada prepare text ... --out {path}`")
+    folder = DataFolder.open(path)
+    folder.check_chunks(verify=True)
+    for name, split in folder.manifest["splits"].items():
+        if sum(chunk["tokens"] for chunk in split["chunks"]) != split["tokens"]:
+            raise UserError(f"{path}/manifest.json: the tokens of the {name} chunks do not add up; prepare it again")
 
 
 def make_tokenizer(name: str, texts: Iterator[str]) -> Tokenizer:
@@ -164,7 +183,8 @@ def _tokenizer_key(name: str) -> str:
 def _sources(inputs: list[str], corpus: Corpus, field: str) -> list[dict[str, Any]]:
     """Names and hashes of what the folder is made of."""
     if inputs:
-        return [{"name": str(file), "sha256": file_digest(file), "field": field} for file in list_files(inputs)]
+        files = [(file, {"field": field} if kind_of(file) in ROWS else {}) for file in list_files(inputs)]
+        return [{"name": str(file), "sha256": file_digest(file), **choice} for file, choice in files]
     digest = hashlib.sha256()
     for name, text in embedded(corpus):
         digest.update(f"{name}\0{text}\0".encode())
@@ -179,17 +199,24 @@ def _up_to_date(target: Path, sources: list[dict[str, Any]], options: dict[str, 
         if not any(target.iterdir()):
             return False
         raise UserError(f"{target} exists and is not a prepared folder; give another --out")
-    manifest = json.loads(file.read_text())
-    differs = [key for key in options if manifest["options"].get(key) != options[key]]
-    if [s["sha256"] for s in manifest["inputs"]] != [s["sha256"] for s in sources]:
-        differs.append("inputs")
-    if differs and not overwrite:
+    if overwrite:
+        return False
+    try:
+        folder = DataFolder.open(str(target))
+        folder.check_chunks()
+    except UserError as error:
+        raise UserError(f"{error} (with --overwrite true)") from None
+    differs = [key for key in options if folder.manifest["options"].get(key) != options[key]]
+    made, asked = ([(s["sha256"], s.get("field")) for s in entries] for entries in (folder.manifest["inputs"], sources))
+    if made != asked:
+        differs.append("field" if [sha for sha, _ in made] == [sha for sha, _ in asked] else "inputs")
+    if differs:
         raise UserError(f"{target} was made with other {', '.join(differs)}; give another --out, or --overwrite true")
-    return not differs
+    return True
 
 
 def _split(
-    sources: list[dict[str, Any]], inputs: list[str], corpus: Corpus, field: str, share: float, scratch: Path
+    documents: Callable[..., Iterator[tuple[int, str]]], sources: list[dict[str, Any]], share: float, scratch: Path
 ) -> dict[str, dict[str, Any]]:
     """Read every document once, count it, and lay it into shards of its split, in order."""
     splits: dict[str, dict[str, Any]] = {s: {"documents": 0, "bytes": 0, "shards": []} for s in ("train", "val")}
@@ -203,114 +230,63 @@ def _split(
             splits[name]["shards"].append(str(shard))
             waiting[name], size[name] = [], 0
 
-    for number, text in _documents(inputs, corpus, field):
-        source = sources[number]
-        count = len(text.encode())
-        source["documents"], source["bytes"] = source.get("documents", 0) + 1, source.get("bytes", 0) + count
-        held_out = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") < share * 2**64
-        name = "val" if held_out else "train"
-        splits[name]["documents"] += 1
-        splits[name]["bytes"] += count
-        waiting[name].append(text)
-        size[name] += count
-        if size[name] >= SHARD:
-            flush(name)
-    for name, split in splits.items():
+    for source in sources:
+        source |= {"documents": 0, "bytes": 0}
+    bound = _bound(documents(quiet=True), share)
+    for number, text in documents():
+        sources[number]["documents"] += 1
+        sources[number]["bytes"] += len(text.encode())
+        for name, piece in _sides(text, bound, share):
+            splits[name]["documents"] += 1
+            count = len(piece.encode())
+            splits[name]["bytes"] += count
+            waiting[name].append(piece)
+            size[name] += count
+            if size[name] >= SHARD:
+                flush(name)
+    for name in splits:
         flush(name)
-        if not split["documents"]:
-            few = f"the {name} split is empty: give more documents or another --val_fraction"
-            raise UserError(few if sum(s["documents"] for s in splits.values()) else "the inputs hold no document")
     return splits
 
 
-def _documents(inputs: list[str], corpus: Corpus, field: str) -> Iterator[tuple[int, str]]:
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def _bound(documents: Iterator[tuple[int, str]], share: float) -> int | None:
+    """The hash below which a document is held out; None if there is a single document, which has to be cut.
+
+    Stops reading as soon as both splits have a document, which in a large corpus is soon.
+    """
+    bound, hashes = int(share * 2**64), set()
+    for _, text in documents:
+        hashes.add(_hash(text))
+        if min(hashes) < bound <= max(hashes):
+            return bound
+    if not hashes:
+        raise UserError("the inputs hold no document")
+    if len(hashes) == 1:
+        return None
+    return min(hashes) + 1 if min(hashes) >= bound else max(hashes)
+
+
+def _sides(text: str, bound: int | None, share: float) -> Iterator[tuple[str, str]]:
+    """The split that a document belongs to; of a single document, the last lines are held out."""
+    if bound is not None:
+        yield "val" if _hash(text) < bound else "train", text
+        return
+    if len(text) < 2:
+        raise UserError("the inputs hold one character; give a text that can be divided into training and validation")
+    cut = min(max(1, round(len(text) * (1 - share))), len(text) - 1)
+    cut = text.rfind("\n", 0, cut) + 1 or cut
+    yield from (("train", text[:cut]), ("val", text[cut:]))
+
+
+def _documents(inputs: list[str], corpus: Corpus, field: str, quiet: bool = False) -> Iterator[tuple[int, str]]:
     """Documents with the number of their source."""
     if not inputs:
-        yield from ((0, text) for _, text in track(list(embedded(corpus)), "reading", console=_console, transient=True))
+        yield from ((0, text) for _, text in embedded(corpus))
         return
-    for number, file in enumerate(track(list_files(inputs), "reading", console=_console, transient=True)):
+    files = track(list_files(inputs), "reading", console=console, transient=True, disable=quiet)
+    for number, file in enumerate(files):
         yield from ((number, text) for text in read_documents(file, field))
-
-
-def _texts(shard: str) -> list[str]:
-    return json.loads(Path(shard).read_text())
-
-
-class _Encode:
-    """A shard of documents -> one tensor of ids a document, each ending with EOS. Pickled into the workers."""
-
-    def __init__(self, model: Tokenizer, dtype: str) -> None:
-        self.model, self.dtype = model, dtype
-
-    def __call__(self, shard: str) -> Iterator[torch.Tensor]:
-        for ids in self.model.encode_batch(_texts(shard)):
-            yield torch.tensor([*ids, self.model.eos_id], dtype=getattr(torch, self.dtype))
-
-
-def _write_chunks(
-    folder: Path, shards: list[str], model: Tokenizer, dtype: str, workers: int, chunk_mb: int, scratch: Path
-) -> None:
-    with _litdata_environment(scratch / f"cache-{folder.name}"):
-        from litdata import TokensLoader, optimize
-
-        optimize(
-            _Encode(model, dtype),
-            inputs=shards,
-            output_dir=str(folder),
-            chunk_bytes=f"{chunk_mb}MB",
-            item_loader=TokensLoader(),
-            num_workers=min(workers, len(shards)),
-            reorder_files=False,
-            keep_data_ordered=True,  # otherwise chunks depend on which worker was faster
-            start_method="fork",  # the default, spawn, also becomes the whole process's default
-            verbose=False,
-        )
-
-
-@contextlib.contextmanager
-def _litdata_environment(cache: Path) -> Iterator[None]:
-    """LitData's scratch folders are shared by all its jobs and wiped by each; give this job its own."""
-    ours = {
-        "DATA_OPTIMIZER_CACHE_FOLDER": str(cache / "chunks"),
-        "DATA_OPTIMIZER_DATA_CACHE_FOLDER": str(cache / "data"),
-        "LITDATA_DISABLE_VERSION_CHECK": "1",  # otherwise every import asks the package index
-        "TOKENIZERS_PARALLELISM": "false",  # threads of the tokenizer do not survive the fork
-    }
-    before = {key: os.environ.get(key) for key in ours}
-    os.environ.update(ours)
-    interrupt = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, interrupt)  # LitData leaves a handler that ends the process without a word
-        for key, value in before.items():
-            os.environ.pop(key) if value is None else os.environ.update({key: value})
-
-
-def _chunks(folder: Path) -> list[dict[str, Any]]:
-    chunks = json.loads((folder / "index.json").read_text())["chunks"]
-    return [
-        {
-            "file": chunk["filename"],
-            "sha256": file_digest(folder / chunk["filename"]),
-            "bytes": (folder / chunk["filename"]).stat().st_size,
-            "tokens": chunk["dim"],
-        }
-        for chunk in chunks
-    ]
-
-
-def _token_counts(folder: Path, dtype: str, vocab_size: int) -> np.ndarray:
-    """How often each id stands in the chunks of a split."""
-    counts = np.zeros(vocab_size, np.int64)
-    for chunk in json.loads((folder / "index.json").read_text())["chunks"]:
-        offset = 4 * (chunk["chunk_size"] + 2)  # LitData's header: the number of documents and where each begins
-        tokens = np.memmap(folder / chunk["filename"], dtype, "r", offset, shape=(chunk["dim"],))
-        counts += np.bincount(tokens, minlength=vocab_size)
-    return counts
-
-
-def _unigram_nll(train: np.ndarray, val: np.ndarray) -> float:
-    """Nats per validation token of the training split's frequencies, each id counted once more."""
-    nll = -np.log((train + 1) / (train + 1).sum())
-    return float((val * nll).sum() / val.sum())

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import lzma
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -21,7 +22,7 @@ COMPRESSED = {*OPENERS, ".zst"}
 
 
 def list_files(inputs: list[str]) -> list[Path]:
-    """The files of the inputs, folders searched through in the order of names.
+    """The files of the inputs, folders searched through in the order of names, hidden ones left out.
 
     Raises:
         UserError: an input does not exist, is of an unknown kind, or is a folder without a file of a known kind.
@@ -29,7 +30,7 @@ def list_files(inputs: list[str]) -> list[Path]:
     files: list[Path] = []
     for given in map(Path, inputs):
         if given.is_dir():
-            inside = sorted(path for path in given.rglob("*") if path.is_file() and kind_of(path))
+            inside = sorted(path for path in given.rglob("*") if _wanted(path.relative_to(given)) and path.is_file())
             if not inside:
                 raise UserError(f"input {given}: no {known_kinds()} file in this folder")
             files += inside
@@ -40,6 +41,11 @@ def list_files(inputs: list[str]) -> list[Path]:
         else:
             files.append(given)
     return files
+
+
+def _wanted(path: Path) -> bool:
+    """A known kind of file, and no .git or .venv on the way to it."""
+    return kind_of(path) is not None and not any(part.startswith(".") for part in path.parts)
 
 
 def kind_of(path: Path) -> str | None:
@@ -67,24 +73,41 @@ def read_documents(path: Path, field: str) -> Iterator[str]:
             yield from (text for text in texts if text.strip())
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); convert it first") from None
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
 
 
 def file_digest(path: Path) -> str:
     """sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _open(path: Path) -> IO[bytes]:
     suffix = path.suffix.lower()
     if suffix == ".zst":
-        import zstandard
-
-        with path.open("rb") as file:
-            return io.BytesIO(zstandard.ZstdDecompressor().stream_reader(file).read())
+        return io.BytesIO(_unpack_zstd(path.read_bytes()))
     return OPENERS.get(suffix, open)(path, "rb")
+
+
+def _unpack_zstd(packed: bytes) -> bytes:
+    """All frames of a .zst file; the library's own stream reader ends without a word where the file is cut short."""
+    import zstandard
+
+    parts = []
+    while packed:
+        frame = zstandard.ZstdDecompressor().decompressobj()
+        try:
+            parts.append(frame.decompress(packed))
+        except zstandard.ZstdError as error:
+            raise OSError(str(error)) from None
+        if not frame.eof:
+            raise EOFError("the compressed data end too early")
+        packed = frame.unused_data
+    return b"".join(parts)
 
 
 def _rows(path: Path, file: IO[bytes], kind: str | None, field: str) -> Iterator[str]:
@@ -94,6 +117,10 @@ def _rows(path: Path, file: IO[bytes], kind: str | None, field: str) -> Iterator
         if not isinstance(text, str):
             found = ", ".join(map(str, row)) or "nothing"
             raise UserError(f"{path}:{place}: no text in field {field!r} (there is {found}); name it with --field")
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # JSON can spell it
+            raise UserError(f"{path}:{place}: field {field!r} holds half a surrogate pair; repair it") from None
         yield text
 
 
@@ -104,6 +131,8 @@ def _json_rows(path: Path, file: IO[bytes]) -> Iterator[tuple[int, dict[str, Any
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise UserError(f"{path}:{number}: not a line of JSON ({error.msg})") from None
+            except UnicodeDecodeError:
+                raise UserError(f"{path}:{number}: not UTF-8 text; convert it first") from None
             if not isinstance(row, dict):
                 raise UserError(f"{path}:{number}: a line must be a JSON object with a field {field_hint()}")
             yield number, row

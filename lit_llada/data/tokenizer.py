@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Model
@@ -13,6 +14,9 @@ from tokenizers import Tokenizer as Model
 from lit_llada.errors import UserError
 
 EOS, MASK = "<|endoftext|>", "<|mask|>"
+# What published vocabularies call them, where no tokenizer_config.json says.
+EOS_NAMES = (EOS, "<|end_of_text|>", "</s>", "<eos>")
+MASK_NAMES = (MASK, "<|mdm_mask|>", "[MASK]", "<mask>")
 
 
 class Tokenizer:
@@ -22,6 +26,13 @@ class Tokenizer:
         model: of the ``tokenizers`` library.
         eos: the text of the end-of-document token; added where the vocabulary has none.
         mask: the text of the mask token; added where the vocabulary has none.
+
+    Attributes:
+        eos_id, mask_id: their ids.
+        vocab_size: one more than the largest id, so that every id has its row even in a vocabulary with holes.
+
+    Raises:
+        UserError: one token cannot be both, or a hole in the vocabulary would give a new token an id that is taken.
     """
 
     def __init__(self, model: Model, eos: str = EOS, mask: str = MASK) -> None:
@@ -33,7 +44,9 @@ class Tokenizer:
         self.model, self.eos, self.mask = model, eos, mask
         vocabulary = model.get_vocab(with_added_tokens=True)
         self.eos_id, self.mask_id = vocabulary[eos], vocabulary[mask]
-        self.vocab_size = model.get_vocab_size()
+        self.vocab_size = max(vocabulary.values()) + 1
+        if sum(i in (self.eos_id, self.mask_id) for i in vocabulary.values()) != 2:
+            raise UserError(f"tokenizer: {eos!r} and {mask!r} need an id each that no other token has; renumber it")
 
     @classmethod
     def byte(cls) -> Tokenizer:
@@ -72,8 +85,12 @@ class Tokenizer:
         except Exception as error:  # the library raises a bare Exception
             raise UserError(f"tokenizer {file} does not parse: {error}") from None
         config = file.with_name("tokenizer_config.json")
-        names = json.loads(config.read_text()) if config.is_file() else {}
-        eos, mask = (_content(names.get(key)) or default for key, default in (("eos_token", EOS), ("mask_token", MASK)))
+        try:
+            names = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+            eos = _content(names.get("eos_token")) or _known(model, EOS_NAMES)
+            mask = _content(names.get("mask_token")) or _known(model, MASK_NAMES)
+        except (ValueError, AttributeError):
+            raise UserError(f"tokenizer {config} is not a JSON object; correct or remove it") from None
         return cls(model, eos, mask)
 
     def save(self, folder: str | Path) -> None:
@@ -99,26 +116,25 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int], mask: str = "\u2591", eos: str = "") -> str:
         """Text of ``ids``, with ``mask`` and ``eos`` written for the special ids."""
-        shown = {self.mask_id: mask, self.eos_id: eos}
-        return "".join(
-            shown[run[0]] if run[0] in shown else self.model.decode(run, skip_special_tokens=False)
-            for run in _runs(ids, shown)
-        )
+        ids = [int(i) for i in ids]
+        # All at once: a decoder may drop the space before whatever it takes for the first word.
+        text = self.model.decode(ids, skip_special_tokens=False)
+        for special, name, shown in ((self.mask_id, self.mask, mask), (self.eos_id, self.eos, eos)):
+            if special in ids:
+                text = text.replace(name, shown)
+        return text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Pickling the wrapped tokenizer would forget `encode_special_tokens`.
+        return _restore, (self.model.to_str(), self.eos, self.mask)
 
 
-def _runs(ids: Iterable[int], special: Iterable[int]) -> Iterator[list[int]]:
-    """Split into runs of ordinary ids and single special ones."""
-    run: list[int] = []
-    for i in map(int, ids):
-        if i in special:
-            if run:
-                yield run
-            yield [i]
-            run = []
-        else:
-            run.append(i)
-    if run:
-        yield run
+def _restore(model: str, eos: str, mask: str) -> Tokenizer:
+    return Tokenizer(Model.from_str(model), eos, mask)
+
+
+def _known(model: Model, names: tuple[str, ...]) -> str:
+    return next((name for name in names if model.token_to_id(name) is not None), names[0])
 
 
 def _byte_level(model: models.Model, use_regex: bool) -> Model:

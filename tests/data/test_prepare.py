@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import json
 import lzma
@@ -21,9 +22,11 @@ import zstandard
 from lit_llada.data import corpora, prepare
 from lit_llada.data.folder import DataFolder
 from lit_llada.data.prepare import check_prepared, prepare_text
+from lit_llada.data.reading import read_documents
 from lit_llada.data.tokenizer import Tokenizer
 from lit_llada.errors import UserError
 
+NOISE = np.random.default_rng(0).bytes(2000).hex().encode()
 TEXTS = [f"document {i}: " + "word " * (i % 9 + 1) for i in range(40)]
 
 
@@ -73,13 +76,31 @@ def test_unigram_level_is_the_cross_entropy_of_the_training_frequencies(source: 
     assert manifest(out)["splits"]["val"]["unigram_nll"] == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_the_same_inputs_give_the_same_bytes(source: Path, tmp_path: Path, workers: int) -> None:
-    folders = [prepare_text([str(source)], str(tmp_path / name), workers=workers) for name in ("one", "two")]
-    one, two = ({path.relative_to(f): path.read_bytes() for path in sorted(f.rglob("*.bin"))} for f in folders)
-    assert one == two
-    assert manifest(folders[0]) == manifest(folders[1])
+@pytest.mark.parametrize("tokenizer", ["byte", "bpe:300"])
+def test_the_same_inputs_give_the_same_bytes_whatever_the_workers(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: str
+) -> None:
+    monkeypatch.setattr(prepare, "SHARD", 100)
+    interrupt = signal.getsignal(signal.SIGINT)
+    folders = [
+        prepare_text([str(source)], str(tmp_path / f"{i}"), tokenizer=tokenizer, workers=workers, chunk_mb=2e-4)
+        for i, workers in enumerate((1, 2, 2))
+    ]
+    files = [{path.relative_to(f): path.read_bytes() for path in f.rglob("*") if path.is_file()} for f in folders]
+    assert files[0] == files[1] == files[2]
+    tokens = [chunk["tokens"] for chunk in manifest(folders[0])["splits"]["train"]["chunks"]]
+    assert len(tokens) > 2 and set(tokens[:-1]) == {100} and 50 < tokens[-1] <= 150
     assert multiprocessing.get_start_method(allow_none=True) != "spawn"
+    assert signal.getsignal(signal.SIGINT) == interrupt
+
+
+def test_a_prepared_folder_can_be_moved(source: Path, tmp_path: Path) -> None:
+    out = prepare_text([str(source)], str(tmp_path / "out"))
+    assert str(tmp_path) not in (out / "train" / "index.json").read_text()
+    before = tokens_of(out, "train")
+    moved = out.rename(tmp_path / "moved")
+    check_prepared(str(moved))
+    assert (tokens_of(moved, "train") == before).all()
 
 
 def test_a_second_run_does_nothing_and_another_input_is_refused(source: Path, tmp_path: Path) -> None:
@@ -94,6 +115,43 @@ def test_a_second_run_does_nothing_and_another_input_is_refused(source: Path, tm
         prepare_text([str(source)], str(out))
     prepare_text([str(source)], str(out), overwrite=True)
     assert manifest(out)["splits"]["train"]["documents"] + manifest(out)["splits"]["val"]["documents"] == 41
+
+
+def test_another_field_of_the_same_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps({"text": f"t{i}", "body": f"b{i}"}) + "\n" for i in range(40)))
+    prepare_text([str(file)], str(tmp_path / "out"))
+    with pytest.raises(UserError, match="made with other field;"):
+        prepare_text([str(file)], str(tmp_path / "out"), field="body")
+
+
+def test_a_single_document_gives_its_end_to_validation(tmp_path: Path) -> None:
+    text = "".join(f"line {i}\n" for i in range(100))
+    (tmp_path / "book.txt").write_text(text)
+    out = prepare_text([str(tmp_path / "book.txt")], str(tmp_path / "out"), val_fraction=0.1)
+    train, val = (Tokenizer.byte().decode(tokens_of(out, split)) for split in ("train", "val"))
+    assert train + val == text and val.startswith("line 9")
+
+
+@pytest.mark.parametrize("val_fraction", [0.0001, 0.9999])
+def test_a_few_documents_fill_both_splits(tmp_path: Path, val_fraction: float) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i in range(3):
+        (folder / f"{i}.txt").write_text(f"text {i}")
+    splits = manifest(prepare_text([str(folder)], str(tmp_path / "out"), val_fraction=val_fraction))["splits"]
+    assert sorted(split["documents"] for split in splits.values()) == [1, 2]
+
+
+def test_hidden_folders_are_passed_over(source: Path, tmp_path: Path) -> None:
+    (source / ".venv").mkdir()
+    (source / ".venv" / "module.py").write_text("x = 1")
+    assert len(manifest(prepare_text([str(source)], str(tmp_path / "out")))["inputs"]) == len(TEXTS)
+
+
+def test_two_frames_of_zstd_are_one_file(tmp_path: Path) -> None:
+    (tmp_path / "a.txt.zst").write_bytes(zstandard.compress(b"first ") + zstandard.compress(b"second"))
+    assert list(read_documents(tmp_path / "a.txt.zst", "text")) == ["first second"]
 
 
 def test_all_kinds_of_files_compressed_too(tmp_path: Path) -> None:
@@ -126,11 +184,56 @@ def test_a_foreign_and_a_learnt_tokenizer(source: Path, tmp_path: Path) -> None:
     ]
 
 
+def test_a_full_disk_is_one_line_and_leaves_the_old_folder(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = prepare_text([str(source)], str(tmp_path / "out"))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(prepare, "write_chunks", full)
+    with pytest.raises(UserError, match="out: No space left on device"):
+        prepare_text([str(source)], str(out), tokenizer="bpe:300", overwrite=True)
+    check_prepared(str(out))
+    assert [path.name for path in tmp_path.glob("out*")] == ["out"]
+
+
+def test_the_workers_of_a_killed_run_end(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pids = tmp_path / "pids"
+    pids.mkdir()
+
+    def stuck(*_: object) -> None:
+        (pids / str(os.getpid())).touch()
+        time.sleep(60)
+
+    monkeypatch.setattr(prepare, "SHARD", 100)
+    monkeypatch.setattr(Tokenizer, "encode_batch", stuck)
+    process = multiprocessing.get_context("fork").Process(target=prepare_text, args=([str(source)], f"{tmp_path}/out"))
+    process.start()
+    deadline = time.time() + 30
+    while len(list(pids.iterdir())) < 2 and time.time() < deadline:
+        time.sleep(0.05)
+    workers = [int(path.name) for path in pids.iterdir()]
+    assert len(workers) == 2 and process.pid not in workers
+    process.kill()
+    process.join()
+    while any(map(running, workers)) and time.time() < deadline:
+        time.sleep(0.05)
+    assert not any(map(running, workers))
+
+
+def running(pid: int) -> bool:
+    """An ended process that nobody has waited for yet counts as ended."""
+    status = Path(f"/proc/{pid}/status")
+    return status.exists() and "zombie" not in status.read_text()
+
+
 def test_a_killed_run_leaves_nothing_that_looks_finished(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    monkeypatch.setattr(prepare, "_token_counts", lambda *_: time.sleep(60))
+    monkeypatch.setattr(prepare, "token_counts", lambda *_: time.sleep(60))
     process = multiprocessing.get_context("fork").Process(target=prepare_text, args=([str(source)], str(out)))
     process.start()
     part = tmp_path / "out.part"
@@ -159,13 +262,38 @@ def damage(out: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "message"), [("missing", "is missing"), ("truncated", "bytes, not"), ("flipped", "is corrupt")]
+    ("how", "message"), [("missing", "is missing"), ("truncated", "bytes instead of"), ("flipped", "is corrupt")]
 )
 def test_check_names_the_bad_chunk(source: Path, tmp_path: Path, how: str, message: str) -> None:
     out = prepare_text([str(source)], str(tmp_path / "out"))
     check_prepared(str(out))
     damage(out, how)
     with pytest.raises(UserError, match=rf"chunk .*\.bin .*{message}"):
+        check_prepared(str(out))
+    if how != "flipped":  # seen without reading it all
+        with pytest.raises(UserError, match=rf"chunk .*\.bin .*{message}"):
+            prepare_text([str(source)], str(out))
+    prepare_text([str(source)], str(out), overwrite=True)
+    check_prepared(str(out))
+
+
+def test_check_wants_manifest_index_and_counts(source: Path, tmp_path: Path) -> None:
+    out = prepare_text([str(source)], str(tmp_path / "out"))
+    (out / "train" / "index.json").rename(tmp_path / "index.json")
+    with pytest.raises(UserError, match=r"no index\.json"):
+        check_prepared(str(out))
+    (tmp_path / "index.json").rename(out / "train" / "index.json")
+    text = (out / "manifest.json").read_text()
+    tokens = manifest(out)["splits"]["val"]["tokens"]
+    found = text.rindex(f'"tokens": {tokens}')  # the chunk's is the first, the split's the last
+    (out / "manifest.json").write_text(text[:found] + '"tokens": 1' + text[found + len(f'"tokens": {tokens}') :])
+    with pytest.raises(UserError, match="val chunks do not add up"):
+        check_prepared(str(out))
+    (out / "manifest.json").write_text(text[:100])
+    with pytest.raises(UserError, match="not valid JSON"):
+        check_prepared(str(out))
+    (out / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"no manifest\.json"):
         check_prepared(str(out))
 
 
@@ -177,13 +305,19 @@ def bad(name: str, content: bytes | str, message: str, **options: object) -> pyt
     bad("missing.txt", "", "no such file or folder"),
     bad("a.docx", "x", "unknown kind of file"),
     bad("empty.txt", "  \n", "the inputs hold no document"),
-    bad("one.txt", "just one document", "split is empty"),
+    bad("one.txt", "x", "hold one character"),
     bad("latin.txt", b"caf\xe9", "not UTF-8"),
     bad("a.jsonl", '{"text": "x"}\n{"text": \n', r"a\.jsonl:2: not a line of JSON"),
     bad("b.jsonl", '{"text": "x"}\n{"body": "y"}\n', r"b\.jsonl:2: no text in field 'text' \(there is body\)"),
     bad("c.jsonl", "[1]\n", r"c\.jsonl:1: a line must be a JSON object"),
     bad("d.parquet", "no", "not a parquet file"),
+    bad("d.jsonl", b'{"text": "x"}\n{"text": "\xe9"}\n', r"d\.jsonl:2: not UTF-8"),
+    bad("d.jsonl", '{"text": "\\ud800"}\n', r"d\.jsonl:1: .* half a surrogate pair"),
     bad("e.txt.gz", "no", "cannot be read"),
+    bad("e.txt.gz", gzip.compress(NOISE)[:-9], "cannot be read"),
+    bad("e.txt.gz", gzip.compress(NOISE)[:500] + b"\xff" * 99, "cannot be read"),
+    bad("e.txt.zst", "no", "cannot be read"),
+    bad("e.txt.zst", zstandard.compress(NOISE)[:-9], "cannot be read"),
     bad("f.txt", "x", "tokenizer word: no such file", tokenizer="word"),
     bad("g.txt", "x", "bpe:many", tokenizer="bpe:many"),
     bad("h.txt", "x", "val_fraction is 1.5", val_fraction=1.5),
@@ -216,7 +350,15 @@ def test_embedded_corpus_is_prose_and_code_of_the_standard_library() -> None:
     assert "argparse.py" in code and not any("test" in Path(name).parts for name in code)
     docstrings = [text for name, text in corpora.prose() if not name.startswith("topics/")]
     assert len(set(docstrings)) == len(docstrings) > 3000
-    assert list(corpora.prose()) == list(corpora.prose()), "the order must not change"
+    first = list(corpora.prose())
+    corpora.docstrings.cache_clear()
+    assert list(corpora.prose()) == first, "the order must not change"
+
+
+def test_nothing_that_is_held_out_is_in_the_training_text_too() -> None:
+    names = [name for name, _ in corpora.embedded("all")]
+    assert "topics/assert" in names and "argparse.py" in names
+    assert not any(".py:" in name for name in names), "the modules hold their docstrings already"
 
 
 def test_fallback_where_the_library_has_no_source(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Model
-from tokenizers import models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers
 
 from lit_llada.data.tokenizer import Tokenizer
 from lit_llada.errors import UserError
@@ -39,6 +40,9 @@ def test_text_that_spells_a_special_token_is_text() -> None:
     text = f"before {BYTE.eos} and {BYTE.mask}"
     assert BYTE.encode(text) == list(text.encode())
     assert not {BPE.eos_id, BPE.mask_id} & set(BPE.encode(text))
+
+    copy = pickle.loads(pickle.dumps(BYTE))
+    assert copy.encode(text) == list(text.encode()) and copy.digest == BYTE.digest
 
 
 def test_special_ids_are_shown_as_asked() -> None:
@@ -71,14 +75,34 @@ def test_a_foreign_vocabulary_keeps_its_ids_and_gets_a_mask(foreign: Path) -> No
     assert tokenizer.encode("a b a c") == [0, 1, 0, 2]
 
 
-def test_without_a_config_both_specials_are_added(foreign: Path) -> None:
+def test_without_a_config_known_names_are_taken_and_the_rest_added(foreign: Path) -> None:
     tokenizer = Tokenizer.load(foreign / "tokenizer.json")
-    assert (tokenizer.eos_id, tokenizer.mask_id) == (4, 5)
+    assert (tokenizer.eos_id, tokenizer.mask_id) == (3, 4), "</s> is a name that everybody knows"
+
+
+def test_a_word_after_a_mask_keeps_its_space() -> None:
+    vocab = {"<unk>": 0, "▁": 1, "h": 2, "i": 3, "▁h": 4, "▁hi": 5}
+    model = Model(models.BPE(vocab=vocab, merges=[("▁", "h"), ("▁h", "i")], unk_token="<unk>"))
+    model.pre_tokenizer, model.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer = Tokenizer(model)
+    first, _, last = tokenizer.encode("hi hi hi")
+    assert tokenizer.decode([first, tokenizer.mask_id, last]) == "hi░ hi"
+
+
+def test_a_vocabulary_with_holes(tmp_path: Path) -> None:
+    sparse = Tokenizer(Model(models.WordLevel({"a": 0, "b": 90}, unk_token="a")))
+    assert sparse.vocab_size == 91 and {sparse.eos_id, sparse.mask_id} == {2, 3}
+    with pytest.raises(UserError, match="need an id each"):
+        Tokenizer(Model(models.WordLevel({"a": 0, "b": 2}, unk_token="a")))
 
 
 def test_bad_tokenizers_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match=r"tokenizer\.json does not parse"):
+        Tokenizer.load(tmp_path)
+    BYTE.save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("[")
+    with pytest.raises(UserError, match=r"tokenizer_config\.json is not a JSON object"):
         Tokenizer.load(tmp_path)
     with pytest.raises(UserError, match="nowhere: no such file"):
         Tokenizer.load("nowhere")
