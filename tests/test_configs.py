@@ -96,7 +96,7 @@ def test_options_beat_overlays_and_overlays_add_up() -> None:
     assert cli.model.lr == 0.5
     assert cli.config.ema.decay == 0.9
     assert cli.config.data.path == "data/text"
-    assert cli.config.data.length == 256  # the recipe's
+    assert cli.config.data.length == 128  # the recipe's
 
 
 def test_callbacks_are_switched_one_by_one_and_the_users_own_stay() -> None:
