@@ -20,7 +20,7 @@ from lit_llada.backbone.layers import RMSNorm, SwiGLU, rotary_table, rotate, wid
 from lit_llada.backbone.moe import MoE
 
 # Rows of logits that exist at once in the head. Not more: within a chunk the bfloat16 kernel adds up each token's
-# gradient in bfloat16, and a token that is every second target loses 0.3 % of it at 256 rows, 2 % at 512, 16 % at 2,048.
+# gradient in bfloat16; one that is every second target loses 0.3 % of it at 256 rows, 2 % at 512, 16 % at 2,048.
 CHUNK_ROWS = 256
 CHUNKED_VOCABULARY = 2048  # below it the plain head is faster
 
