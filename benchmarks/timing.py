@@ -102,7 +102,7 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
         out.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
         out.add_row(*row)
-    Console(width=120).print(out)
+    Console(width=140).print(out)
 
 
 def verdict(ratio: float, bar: float) -> str:
