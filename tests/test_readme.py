@@ -11,7 +11,8 @@ from lit_llada.cli import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-COMMANDS = [line.strip() for block in README.split("```")[1::2] for line in block.splitlines() if line.strip()]
+BLOCKS = [block for block in README.split("```")[1::2] if not block.startswith("text")]  # those are outputs
+COMMANDS = [line.strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("lit-llada fit")])
