@@ -20,8 +20,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from lit_llada.training.memory import keep_freed_memory
-
 Step = Callable[[], object]
 
 
@@ -91,7 +89,6 @@ def arguments(question: str | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="threads of torch (default 2)")
     parser.add_argument("--quick", action="store_true", help="fewer pairs: a rough answer in seconds")
     args = parser.parse_args()
-    keep_freed_memory()  # as the command line does, for both sides
     torch.set_num_threads(args.threads)
     torch.manual_seed(1)
     print(f"torch {torch.__version__}, {args.threads} threads, {'quick' if args.quick else 'full'} run")

@@ -33,7 +33,6 @@ from lit_llada.data.datamodule import DiffusionDataModule
 from lit_llada.errors import UserError
 from lit_llada.modules.base import DiffusionModule
 from lit_llada.modules.pretraining import PretrainingModule
-from lit_llada.training.memory import keep_freed_memory
 from lit_llada.training.schedules import Schedule
 from lit_llada.training.trainer import Trainer
 
@@ -154,7 +153,6 @@ class TrainingCLI(LightningCLI):
 
 def fit(words: list[str]) -> int:
     """Train, or go on training; the configuration given now is the one that counts."""
-    keep_freed_memory()
     cli = TrainingCLI("fit", words)
     checkpoint = find_checkpoint(cli.config.ckpt_path, cli.run_dir, training=True)
     if cli.trainer.is_global_zero:
