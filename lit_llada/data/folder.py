@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lit_llada.data.reading import file_digest
 from lit_llada.data.streaming import TokenRows
 from lit_llada.data.tokenizer import Tokenizer
 from lit_llada.errors import UserError
@@ -81,7 +82,7 @@ class DataFolder:
                     raise UserError(
                         f"chunk {file} has {found:,} bytes instead of {size:,}: prepare {self.location} again"
                     )
-                if verify and _sha256(file) != sums[file.name]:
+                if verify and file_digest(file) != sums[file.name]:
                     raise UserError(f"chunk {file} is corrupt (its hash changed): prepare {self.location} again")
 
     def rows(self, split: str, length: int, cache_dir: str | None) -> TokenRows:
@@ -133,8 +134,3 @@ def _fetch_small_files(url: str, into: Path) -> None:
         except Exception as error:  # every provider raises its own
             if name != "val/index.json":  # an empty split has none
                 raise UserError(f"cannot fetch {url.rstrip('/')}/{name} ({str(error).splitlines()[0]})") from error
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

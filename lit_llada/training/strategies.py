@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
+from lit_llada.checkpoint.consolidate import META
 from lit_llada.errors import UserError
 
 
@@ -27,9 +28,9 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         # The shards go straight into the net, so what does not fit must be refused before they are read.
-        meta = Path(checkpoint_path) / "meta.pt"
+        meta = Path(checkpoint_path) / META
         if meta.exists():
             self.lightning_module.check_checkpoint(torch.load(meta, map_location="cpu", weights_only=True))  # type: ignore
         elif not Path(checkpoint_path).is_file():
-            raise UserError(f"checkpoint {checkpoint_path}: neither a file nor a complete sharded folder (no meta.pt)")
+            raise UserError(f"checkpoint {checkpoint_path}: neither a file nor a complete sharded folder (no {META})")
         return super().load_checkpoint(checkpoint_path, weights_only)
