@@ -1,176 +1,234 @@
-"""How does a canvas of masks become text? One loop: predict the masked positions, commit a few of them, again.
+"""How does a canvas of masks become text? One loop: predict the open positions, commit a few of them, again.
 
-The published sampler (2502.09992, section 2.4 and its code): a fixed number of commits per step, lowest confidence
-last, optionally block by block. A committed token is never revised. Shapes: B rows, L positions, R masked rows, V
-vocabulary.
+LLaDA's sampler (2502.09992, section 2.4) and its descendants differ in small policies only, see :class:`Plan`; the loop
+is the same. Every row has its own block, its own noise and its own end: a batch gives what its rows give alone.
+
+Shapes: B rows, L positions, R rows of logits, V vocabulary; b <= B rows that are not finished yet.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple, Protocol
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from lit_llada.backbone.attention import AttentionMask
 from lit_llada.errors import UserError
+from lit_llada.sampling.canvas import Denoiser, Reason, Specials, State, View
+from lit_llada.sampling.plan import Plan
+from lit_llada.sampling.revision import behind_the_end, resize, take_back, verify
+from lit_llada.sampling.selection import find_candidates, select
 
-Order = Literal["low_confidence", "random"]
-
-
-class Denoiser(Protocol):
-    """Anything that says, for chosen positions of a canvas, which token belongs there."""
-
-    def __call__(self, tokens: Tensor, *, rows: Tensor) -> Tensor:
-        """``[B, L]`` ids and flat positions ``b*L + i``, ``[R]`` -> logits ``[R, V]``."""
-        ...
+Predict = Callable[[View], Tensor]
+NOWHERE = 2**30  # the block of a row that has no open position left
 
 
-class State(NamedTuple):
-    """The canvas after a step; step 0 is the canvas as it was given.
+class Progress(NamedTuple):
+    """Where each row is, each ``[B]``: its block, the step within it, the masks and steps that the block began with."""
 
-    Attributes:
-        step: how many steps were taken.
-        canvas: ``[B, L]`` int64, the mask id where nothing is committed yet.
-        committed: ``[B, L]`` bool, the positions that this very step filled.
-        confidence: ``[B, L]`` float32, the probability each token had when it was committed; 1 for given tokens and 0
-            where the mask still is.
-    """
-
-    step: int
-    canvas: Tensor
-    committed: Tensor
-    confidence: Tensor
-
-
-class Prediction(NamedTuple):
-    """Candidates for the open positions, each ``[R]``: token, its probability, and who goes first (highest score)."""
-
-    token: Tensor
-    probability: Tensor
-    score: Tensor
-
-
-Predict = Callable[[Tensor, Tensor], Prediction]
+    block: Tensor
+    step: Tensor
+    masks: Tensor
+    steps: Tensor
+    fresh: Tensor  # its block begins now
+    done: Tensor
 
 
 @torch.no_grad()
 def generate(
     denoiser: Denoiser,
     canvas: Tensor,
-    mask_id: int,
-    steps: int,
+    specials: Specials,
+    plan: Plan = Plan(),  # noqa: B008  (frozen)
     *,
-    block_length: int | None = None,
-    order: Order = "low_confidence",
-    temperature: float = 0.0,
-    forbidden: Sequence[int] = (),
-    generator: torch.Generator | None = None,
+    real: Tensor | None = None,
+    seeds: Tensor | None = None,
+    details: bool = False,
 ) -> Iterator[State]:
     """Fill every mask of the canvas, wherever it stands: continuation, free generation and infilling are one thing.
 
     Args:
-        denoiser: the mask predictor, in eval mode.
+        denoiser: the mask predictor, in eval mode; or a wrapper of one: guided, cached.
         canvas: ``[B, L]`` int64; what is not the mask is given and stays.
-        mask_id: the mask's id. It is never produced.
-        steps: denoiser calls in all, shared evenly among the blocks.
-        block_length: a row's masks are filled in blocks of this many, from left to right; None for one block.
-        order: commit the most confident candidates first, or uniformly random ones (ancestral sampling).
-        temperature: 0 takes the likeliest token, 1 samples from the model. Confidence is always that of temperature 1.
-        forbidden: more ids that are never produced; unlike the mask they leave the probabilities altogether.
-        generator: source of the noise, on any device; None for the global one of the canvas's device.
+        specials: the mask's id, the ends, and who is never produced.
+        plan: the policies.
+        real: ``[B, L]`` bool, False where a row is padded: nobody sees or fills it. None when no row is.
+        seeds: ``[B]`` int64, the noise of each row; None for 0, 1, ...
+        details: compute entropies even where no policy needs them.
 
     Yields:
-        ``steps + 1`` states, the given canvas first. No tensor in them is changed later.
+        States, the given canvas first. ``canvas`` and ``real`` grow wider where ``plan.length`` lets rows grow.
 
     Raises:
-        UserError: fewer steps than blocks, or an option outside its range.
+        UserError: fewer steps than blocks, or a policy that this denoiser or these specials cannot serve.
     """
-    width = max(canvas.shape[1], 1) if block_length is None else block_length
-    if width < 1 or temperature < 0 or order not in ("low_confidence", "random"):
-        raise UserError(
-            f"sampling: block_length {width}, temperature {temperature}, order {order!r}: one is out of range"
-        )
-    masked = canvas == mask_id
-    block_of = torch.where(masked, (masked.cumsum(1) - 1) // width, -1)  # by the number of the mask in its row
-    blocks = max(int(block_of.max()) + 1, 1)
-    if steps < blocks:
-        raise UserError(f"sampling: {steps} steps are too few for {blocks} blocks of {width}; each needs at least one")
-
-    def predict(canvas: Tensor, rows: Tensor) -> Prediction:
-        logits = denoiser(canvas, rows=rows)
-        token, probability = choose(logits, mask_id, temperature, forbidden, generator)
-        score = uniform(rows.shape, generator, rows.device) if order == "random" else probability
-        return Prediction(token, probability, score)
-
-    state = State(0, canvas, torch.zeros_like(masked), torch.where(masked, 0.0, 1.0))
-    yield state
-    for block, share in enumerate(quota(torch.tensor(steps), blocks).tolist()):
-        active = block_of == block
-        for commits in quota(active.sum(1).cpu(), share).unbind(1):
-            state = commit(state, active & (state.canvas == mask_id), commits, predict)
-            yield state
+    _refuse(denoiser, specials, plan)
+    predict: Predict = getattr(denoiser, "at", None) or partial(_ask, denoiser)
+    details = details or plan.order == "entropy" or plan.count == "entropy_bound"
+    real = torch.ones_like(canvas, dtype=torch.bool) if real is None else real
+    seeds = torch.arange(len(canvas), device=canvas.device) if seeds is None else seeds.to(canvas.device)
+    zero, given = torch.zeros(canvas.shape, device=canvas.device), canvas != specials.mask
+    state = State(0, canvas, real, zero.byte(), given.float(), zero, canvas, zero, torch.zeros_like(seeds))
+    given, none = given & real, torch.zeros_like(seeds)
+    at = Progress(none - 1, none, none, none, none.bool(), none.bool())
+    while True:
+        yield state
+        given = _widen(given, state.canvas.shape[1])
+        block_of = number_blocks(state.real & ~given, plan)
+        open_ = state.real & (state.canvas == specials.mask)
+        at = advance(at, open_, block_of, plan, getattr(denoiser, "least_forwards", 1))
+        if at.done.all():
+            return
+        state, at = take_step(predict, state, at, block_of, given, seeds, specials, plan, details)
 
 
-def commit(state: State, open_: Tensor, commits: Tensor, predict: Predict) -> State:
-    """One step: predict the open positions and keep, in each row, the best of them.
+def number_blocks(fillable: Tensor, plan: Plan) -> Tensor:
+    """``[B, L]`` int64, the block that each position belongs to, counted within its row; -1 for what is not filled."""
+    width = plan.block_length or fillable.shape[1]
+    if plan.aligned:
+        raw = torch.arange(fillable.shape[1], device=fillable.device).expand(fillable.shape) // width
+    else:
+        raw = (fillable.cumsum(1) - 1) // width
+    seen = torch.where(fillable, raw, -1)
+    before = seen.cummax(1).values.roll(1, 1).index_fill(1, torch.tensor([0], device=seen.device), -1)
+    first = fillable & (seen != before)  # aligned blocks may have no mask at all: only those with one count
+    return torch.where(fillable, first.cumsum(1) - 1, -1)
+
+
+def advance(at: Progress, open_: Tensor, block_of: Tensor, plan: Plan, least: int) -> Progress:
+    """Move every row whose block is full to its next block, and end those that have none.
 
     Args:
-        state: what came before.
-        open_: ``[B, L]`` bool, the masked positions that may be filled now.
-        commits: ``[B]`` int64 on the CPU, how many of them to fill in each row.
-        predict: canvas and flat rows -> candidates with their scores.
+        at: where the rows were.
+        open_: ``[B, L]`` bool, what is still masked.
+        block_of: from :func:`number_blocks`.
+        plan: steps.
+        least: with ``plan.official``, the forwards that the published code spends on a block even if it is full.
+
+    Raises:
+        UserError: fewer steps than blocks.
     """
-    step, (canvas, confidence) = state.step + 1, (state.canvas, state.confidence)
-    if not commits.any():  # more steps than tokens: nothing would change, so the net need not run
-        return State(step, canvas, torch.zeros_like(open_), confidence)
-    rows = open_.flatten().nonzero().squeeze(1)
-    new = predict(canvas, rows)
-    score = torch.full(canvas.shape, -torch.inf, dtype=new.score.dtype, device=canvas.device)
-    score.view(-1)[rows] = new.score
-    rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    now = open_ & (rank < commits.to(canvas.device)[:, None])
-    kept = now.flatten()[rows]
-    canvas, confidence = canvas.clone(memory_format=torch.contiguous_format), confidence.clone()
-    canvas.view(-1)[rows] = torch.where(kept, new.token, canvas.view(-1)[rows])
-    confidence.view(-1)[rows] = torch.where(kept, new.probability, confidence.view(-1)[rows])
-    return State(step, canvas, now, confidence)
+    here = torch.where(open_, block_of, NOWHERE).amin(1)
+    idle = (here != at.block) & (at.step < at.steps) & plan.official
+    moved, done = (here != at.block) & ~idle, (here == NOWHERE) & ~idle
+    masks = (open_ & (block_of == here[:, None])).sum(1)
+    steps = masks
+    if plan.count != "quota":
+        steps = torch.full_like(masks, least)
+    elif plan.steps is not None:
+        blocks = block_of.amax(1) + 1
+        if (most := int(blocks.max())) > plan.steps:
+            raise UserError(f"sampling: {plan.steps} steps are too few for {most} blocks; each needs at least one")
+        blocks = blocks.clamp(min=1)
+        steps = plan.steps // blocks + (here < plan.steps % blocks)
+        if not plan.official:  # a step that has nothing to reveal changes nothing, so the net need not run
+            steps = steps.minimum(masks)
+    new = here, torch.zeros_like(here), masks, steps
+    block, step, masks, steps = (torch.where(moved, a, b) for a, b in zip(new, at[:4], strict=True))
+    return Progress(block, step, masks, steps, moved, done)
 
 
-def quota(total: Tensor, steps: int) -> Tensor:
-    """Share ``total`` things among ``steps``: ``total // steps`` each, the first ``total % steps`` get one more.
+def take_step(
+    predict: Predict,
+    state: State,
+    at: Progress,
+    block_of: Tensor,
+    given: Tensor,
+    seeds: Tensor,
+    specials: Specials,
+    plan: Plan,
+    details: bool,
+) -> tuple[State, Progress]:
+    """One step of every row that is not done: look, commit, take back, end."""
+    ids = (~at.done).nonzero().squeeze(1)
+    width = int(state.real[ids].any(0).nonzero().max()) + 1
+    tokens, real, known, number = (x[ids, :width] for x in (state.canvas, state.real, given, block_of))
+    window, open_ = number == at.block[ids, None], real & (tokens == specials.mask)
+    active = open_ & window
+    rows = (open_ if plan.length == "rho_eos" else active).flatten().nonzero().squeeze(1)
+    view = View(tokens, None if real.all() else real, rows, ids, known, window, at.fresh[ids])
+    found = find_candidates(predict(view), view, (seeds[ids], state.step), plan, specials, details)
+
+    so_far, share = quota(*(x[ids] for x in (at.masks, at.steps, at.step)))
+    back = torch.zeros_like(active)
+    if plan.remask == "remdm":
+        loose, left = window & ~open_, at.masks[ids] - so_far - share
+        back = take_back(loose, so_far, left, seeds[ids], state.step, plan.doubt)
+    keep, forced = select(plan, found, rows, active, share + back.sum(1))
+    guess, chance, spread = (grid(active.shape, rows, x) for x in (found.token, found.probability, found.entropy))
+    written, forwards = torch.where(keep, guess, tokens), torch.ones_like(ids)
+    if plan.remask == "verify":
+        wrong, asked = verify(predict, view._replace(tokens=written), keep, chance, specials.mask, plan.doubt)
+        back, forwards = back | wrong, forwards + asked
+    written = written.masked_fill(back, specials.mask)
+    behind = behind_the_end(written, view, open_ & (written == specials.mask), specials, plan)
+    written = torch.where(behind, specials.ends[0] if specials.ends else 0, written)
+    reason = (keep * int(Reason.SELECTED) + forced.int()).masked_fill(back, Reason.REMASKED)
+    reason = reason.masked_fill(behind, Reason.ENDED).byte()
+
+    live = slice(None, width)
+    keep = keep & ~back
+    confidence = torch.where(keep, chance.float(), state.confidence[ids, live]).masked_fill(back, 0.0)
+    entropy = torch.where(keep, spread.float(), state.entropy[ids, live]).masked_fill(back, 0.0)
+    looked = grid(active.shape, rows, torch.ones_like(rows)).bool()
+    new = State(
+        state.step + 1,
+        _put(state.canvas, ids, written),
+        state.real,
+        _put(torch.zeros_like(state.reason), ids, reason),
+        _put(state.confidence, ids, confidence),
+        _put(state.entropy, ids, entropy),
+        _put(state.canvas, ids, torch.where(looked, guess, tokens)),
+        _put(torch.zeros_like(state.confidence), ids, chance.float()),
+        state.forwards.index_add(0, ids, forwards),
+    )
+    at = at._replace(step=at.step.index_add(0, ids, torch.ones_like(ids)))
+    if plan.length == "rho_eos":
+        new = resize(new, ids, guess, looked, given, specials, plan)
+    return new, at
+
+
+def quota(masks: Tensor, steps: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    """The published even share: of ``masks`` tokens in ``steps`` steps, the first ``masks % steps`` get one more.
 
     Args:
-        total: any shape, int64.
+        masks, steps, step: int64 of one shape; ``step`` counts from 0.
 
     Returns:
-        int64, one more dimension of length ``steps``.
+        What went before this step, and what goes in it.
     """
-    extra = torch.arange(steps, device=total.device) < (total % steps)[..., None]
-    return (total // steps)[..., None] + extra
+    steps = steps.clamp(min=1)
+    least, extra = masks // steps, masks % steps
+    return step * least + step.minimum(extra), least + (step < extra)
 
 
-def choose(
-    logits: Tensor, mask_id: int, temperature: float, forbidden: Sequence[int], generator: torch.Generator | None
-) -> tuple[Tensor, Tensor]:
-    """A token for each row and its probability, both ``[R]``.
-
-    The probability is the model's own: no temperature, no noise, and the mask id keeps its share, as published.
-    The noise is float64, since low precision cuts the tail of the distribution (2409.02908).
-    """
-    logits = logits.float()
-    if forbidden:
-        logits = logits.index_fill(1, torch.tensor(forbidden, device=logits.device), -torch.inf)
-    scores = logits.index_fill(1, torch.tensor([mask_id], device=logits.device), -torch.inf)
-    if temperature > 0:
-        noise = uniform(scores.shape, generator, scores.device)
-        scores = scores.double() - temperature * torch.log(-torch.log(noise))
-    token = scores.argmax(1)
-    chosen = logits.gather(1, token[:, None]).squeeze(1)
-    return token, (chosen - logits.logsumexp(1)).exp()
+def _ask(denoiser: Denoiser, view: View) -> Tensor:
+    """The logits of a plain denoiser, which needs to know the canvas and its padding only."""
+    return denoiser(view.tokens, None if view.real is None else AttentionMask(padding=view.real), view.rows)
 
 
-def uniform(shape: torch.Size, generator: torch.Generator | None, device: torch.device) -> Tensor:
-    """Float64 uniforms; drawn where the generator lives, so that a CPU generator gives the same on every device."""
-    source = generator.device if generator is not None else device
-    return torch.rand(shape, generator=generator, dtype=torch.float64, device=source).to(device)
+def _refuse(denoiser: Denoiser, specials: Specials, plan: Plan) -> None:
+    if (plan.stop_at_eos or plan.eos != "free" or plan.length == "rho_eos") and not specials.ends:
+        raise UserError("sampling: a rule for the end of text needs to know its token; give specials.eos")
+    if getattr(denoiser, "cached", False) and (plan.remask == "verify" or plan.length == "rho_eos"):
+        raise UserError("sampling: a cache goes neither with remask verify nor with length rho_eos; leave one out")
+
+
+def grid(shape: torch.Size, rows: Tensor, values: Tensor) -> Tensor:
+    """``[R]`` values at flat positions of a ``[b, L]`` tensor of zeros."""
+    return values.new_zeros(shape.numel()).index_copy(0, rows, values).view(shape)
+
+
+def _put(whole: Tensor, ids: Tensor, part: Tensor) -> Tensor:
+    """``whole`` with ``part [b, w]`` in the first w columns of the rows ``ids``."""
+    whole = whole.clone(memory_format=torch.contiguous_format)
+    whole[ids, : part.shape[1]] = part
+    return whole
+
+
+def _widen(given: Tensor, width: int) -> Tensor:
+    return F.pad(given, (0, width - given.shape[1])) if width > given.shape[1] else given

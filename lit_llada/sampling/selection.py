@@ -1,0 +1,137 @@
+"""Which token for each open position, who goes first, and how many go? Pure functions on the rows that are needed.
+
+Shapes: R open positions of all rows together, V vocabulary; b rows of L positions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lit_llada.backbone.layers import widen
+from lit_llada.objectives.noise import keyed_uniform
+from lit_llada.sampling.canvas import Specials, View
+from lit_llada.sampling.plan import Plan
+
+# Streams of the keyed noise: which token, whose turn.
+TOKEN, TURN = 101, 102
+
+
+class Candidates:
+    """What the net would write, each ``[R]``.
+
+    Attributes:
+        token: the candidate.
+        probability: its probability, without temperature or noise.
+        entropy: of the distribution it came from, nats; 0 unless it was wanted.
+        score: float64, the highest goes first.
+        postponed: end tokens that have to wait.
+    """
+
+    def __init__(self, token: Tensor, probability: Tensor, entropy: Tensor, score: Tensor, postponed: Tensor) -> None:
+        self.token, self.probability, self.entropy = token, probability, entropy
+        self.score, self.postponed = score, postponed
+
+
+def find_candidates(
+    logits: Tensor, view: View, noise: tuple[Tensor, int], plan: Plan, specials: Specials, entropy: bool
+) -> Candidates:
+    """A token for each wanted row, its probability and its turn.
+
+    Probabilities are the model's own: forbidden ids (the mask among them) are never candidates but keep their share,
+    as in the published code; only ``eos: never`` takes its tokens out altogether, as there.
+
+    Args:
+        logits: ``[R, V]``.
+        view: where the rows are.
+        noise: the seed of each canvas, ``[b]``, and the number of the step.
+        plan: temperature, order and EOS rule.
+        specials: who must not be produced, who ends.
+        entropy: whether to compute it.
+    """
+    logits, width = widen(logits), view.tokens.shape[1]
+    keys = noise[0][view.rows // width], noise[1], view.rows % width
+    if plan.eos == "never":
+        logits = logits.index_fill(1, _ids(specials.ends[:1] if plan.official else specials.ends, logits), -torch.inf)
+    allowed = logits.index_fill(1, _ids((specials.mask, *specials.forbidden), logits), -torch.inf)
+    token = _draw(allowed, plan.temperature, keys)
+    chosen = allowed.gather(1, token[:, None]).squeeze(1)
+    late = torch.isin(token, _ids(specials.ends, logits)) & (plan.eos == "last")
+    if plan.official and plan.eos == "last":  # its probabilities know nothing of the end tokens any more
+        hidden = _ids(specials.ends if plan.temperature == 0 else specials.ends[1:], logits)
+        logits, late = logits.index_fill(1, hidden, -torch.inf), torch.zeros_like(late)
+        chosen = torch.where(torch.isin(token, hidden), -torch.inf, chosen)
+    probability = (chosen - logits.logsumexp(1)).exp()
+    spread = torch.special.entr(logits.softmax(1)).sum(1) if entropy else torch.zeros_like(probability)
+    if plan.order == "margin":
+        best = allowed.softmax(1).topk(min(2, allowed.shape[1]), dim=1).values
+        score = best[:, 0] - best[:, -1]
+    elif plan.order == "random":
+        score = keyed_uniform(*keys, TURN)
+    elif plan.order == "left_to_right":
+        score = -keys[2]
+    else:
+        score = -spread if plan.order == "entropy" else probability
+    # Late end tokens come behind everybody else, and keep their order among themselves.
+    return Candidates(token, probability, spread, score.double() - late * 2.0**20, late)
+
+
+def select(plan: Plan, found: Candidates, rows: Tensor, active: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    """Who is committed in this step.
+
+    Args:
+        plan: the count rule and its bound.
+        found: candidates, ``[R]``.
+        rows: ``[R]`` flat positions of the candidates.
+        active: ``[b, L]`` bool, the positions that may be committed; candidates elsewhere are only looked at.
+        share: ``[b]`` int64, the quota of each row.
+
+    Returns:
+        ``[b, L]`` bool twice: who is committed, and who of them only because nobody passed the rule.
+    """
+
+    def grid(values: Tensor, fill: float) -> Tensor:
+        full = torch.full(active.shape, fill, dtype=torch.float64, device=active.device)
+        full.view(-1)[rows] = values.double()
+        return full.masked_fill(~active, fill)
+
+    turn = grid(found.score, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    rank = turn.argsort(dim=1)
+    nobody = torch.zeros_like(active)
+    if plan.count == "quota":
+        return active & (rank < share[:, None]), nobody
+    doubt = 1 - grid(found.probability, 0.0)
+    if plan.count == "threshold":
+        keep = doubt <= 1 - plan.limit
+    else:
+        keep = _prefix(plan, doubt.gather(1, turn), grid(found.entropy, torch.inf).gather(1, turn)).gather(1, rank)
+    keep = keep & active & (grid(found.postponed, 0.0) == 0)
+    forced = (rank == 0) & active & ~keep.any(1, keepdim=True)
+    return keep | forced, forced
+
+
+def _prefix(plan: Plan, doubt: Tensor, entropy: Tensor) -> Tensor:
+    """``[b, L]`` bool, which of the first in turn pass together; every rule only gets harder with more of them."""
+    if plan.count == "entropy_bound":
+        return entropy.cumsum(1) - entropy.cummax(1).values <= plan.limit  # inf - inf is nan, which is False
+    worst = doubt.cummax(1).values
+    if plan.count == "frechet":
+        return doubt.cumsum(1) + worst < plan.limit
+    return torch.arange(2, doubt.shape[1] + 2, device=doubt.device) * worst < plan.limit
+
+
+def _draw(logits: Tensor, temperature: float, keys: tuple[Tensor, int, Tensor]) -> Tensor:
+    """``[R]`` tokens: the argmax, or a sample from softmax(logits / temperature) by the Gumbel maximum.
+
+    The noise is float64, since low precision cuts the tail of the distribution (2409.02908).
+    """
+    if temperature == 0:
+        return logits.argmax(1)
+    vocabulary = torch.arange(logits.shape[1], device=logits.device)
+    seed, step, position = keys
+    noise = keyed_uniform(seed[:, None], step, position[:, None], TOKEN, vocabulary)
+    return (logits.double() - temperature * torch.log(-torch.log(noise))).argmax(1)
+
+
+def _ids(ids: tuple[int, ...], like: Tensor) -> Tensor:
+    return torch.tensor(ids, dtype=torch.int64, device=like.device)
