@@ -34,3 +34,21 @@ def collate(keys: Tensor, tokens: Tensor, eos_id: int, real: Tensor | None = Non
     if real is not None:
         maskable &= real[:, None]
     return Batch(tokens, maskable, document_ids(tokens, eos_id), keys)
+
+
+class AnswerBatch(NamedTuple):
+    """S prompts with their answers, in B rows of T tokens: one to a row, or packed with others.
+
+    A preference batch holds P pairs as S = 2P samples: all chosen answers, then all rejected ones.
+    """
+
+    tokens: Tensor  # [B, T] int64, clean ids
+    documents: Tensor  # [B, T] int64, number of the sample in its row: 0, 1, ...; -1 for padding that nobody sees
+    answers: Tensor  # [S, A] int64, flat positions b*T + i of the tokens that may be masked; -1 beyond the answer
+    keys: Tensor  # [S] int64, names each draw of noise: the place in the global order (of the pair, for a preference)
+    rows: Tensor  # [S] int64, the number of the record in its folder: the same in every epoch
+
+    @property
+    def lengths(self) -> Tensor:
+        """``[S]`` tokens of each answer."""
+        return (self.answers >= 0).sum(1)
