@@ -29,6 +29,7 @@ class Tokenizer:
 
     Attributes:
         eos_id, mask_id: their ids.
+        special_ids: the id of every special token by its text.
         vocab_size: one more than the largest id, so that every id has its row even in a vocabulary with holes.
 
     Raises:
@@ -44,6 +45,8 @@ class Tokenizer:
         self.model, self.eos, self.mask = model, eos, mask
         vocabulary = model.get_vocab(with_added_tokens=True)
         self.eos_id, self.mask_id = vocabulary[eos], vocabulary[mask]
+        added = model.get_added_tokens_decoder()
+        self.special_ids = {token.content: i for i, token in sorted(added.items()) if token.special}
         self.vocab_size = max(vocabulary.values()) + 1
         if sum(i in (self.eos_id, self.mask_id) for i in vocabulary.values()) != 2:
             raise UserError(f"tokenizer: {eos!r} and {mask!r} need an id each that no other token has; renumber it")
@@ -106,9 +109,20 @@ class Tokenizer:
         """sha256 over everything that decides an id."""
         return hashlib.sha256(f"{self.model.to_str()}\0{self.eos}\0{self.mask}".encode()).hexdigest()
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of ``text``; no special tokens are added."""
+    def encode(self, text: str, specials: bool = False) -> list[int]:
+        """Ids of ``text``; no special tokens are added. With ``specials`` those that it spells are read as such."""
+        if specials:
+            return self.encode_with_offsets(text)[0]
         return self.model.encode(text, add_special_tokens=False).ids
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of a rendered template, its special tokens read as such, and each one's place ``(start, stop)`` in it."""
+        self.model.encode_special_tokens = False
+        try:
+            encoding = self.model.encode(text, add_special_tokens=False)
+        finally:
+            self.model.encode_special_tokens = True
+        return encoding.ids, encoding.offsets
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Ids of every text."""

@@ -45,6 +45,23 @@ def test_text_that_spells_a_special_token_is_text() -> None:
     assert copy.encode(text) == list(text.encode()) and copy.digest == BYTE.digest
 
 
+def test_special_tokens_are_read_where_asked() -> None:
+    text = f"é{BYTE.mask}b{BYTE.eos}"
+    ids, offsets = BYTE.encode_with_offsets(text)
+    assert ids == BYTE.encode(text, specials=True) == [*"é".encode(), BYTE.mask_id, ord("b"), BYTE.eos_id]
+    assert [text[start:stop] for start, stop in offsets] == ["é", "é", BYTE.mask, "b", BYTE.eos], "two bytes, one sign"
+    assert BYTE.encode(text) == list(text.encode()), "and only there"
+
+
+def test_special_tokens_by_their_text(foreign: Path) -> None:
+    assert BYTE.special_ids == {BYTE.eos: 256, BYTE.mask: 257}
+    model = Model.from_file(str(foreign / "tokenizer.json"))
+    model.add_special_tokens(["<|turn|>"])
+    model.add_tokens(["word"])
+    tokenizer = Tokenizer(model, eos="</s>")
+    assert tokenizer.special_ids == {"</s>": 3, "<|turn|>": 4, "<|mask|>": 6}
+
+
 def test_special_ids_are_shown_as_asked() -> None:
     ids = [*BYTE.encode("ab"), BYTE.mask_id, BYTE.mask_id, *BYTE.encode("c"), BYTE.eos_id]
     assert BYTE.decode(ids) == "ab\u2591\u2591c"
