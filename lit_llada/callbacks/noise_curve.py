@@ -37,13 +37,12 @@ class NoiseCurve(L.Callback):
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         assert self._sums is not None
-        row = outputs["rows"] // outputs["masked"].shape[1]
-        decile = (outputs["t"][row] * DECILES).long().clamp(0, DECILES - 1)
+        decile = (outputs["t"] * DECILES).long().clamp(0, DECILES - 1)
         nll = outputs["nll"].double()
         self._sums[0].index_add_(0, decile, nll)
         self._sums[1].index_add_(0, decile, torch.ones_like(nll))
-        self._sums[0, DECILES] += (nll / outputs["p_mask"][row]).sum()
-        self._sums[1, DECILES] += outputs["count"]
+        self._sums[0, DECILES] += (nll / outputs["p_mask"]).sum()
+        self._sums[1, DECILES] += outputs["tokens"]
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         assert self._sums is not None

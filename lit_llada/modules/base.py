@@ -7,10 +7,8 @@ divided once, by the number of tokens that all of them counted: exact, whatever 
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, cast
 
-import lightning as L
 import torch
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
@@ -20,32 +18,34 @@ from lit_llada.backbone.attention import Backend
 from lit_llada.backbone.config import BackboneConfig
 from lit_llada.backbone.moe import balance_loss, z_loss
 from lit_llada.backbone.transformer import Backbone
+from lit_llada.checkpoint.load import load_into, open_source
 from lit_llada.errors import UserError
+from lit_llada.modules.saving import Saving
 from lit_llada.training.gradients import clip_, global_norm, local_gradients
 from lit_llada.training.optimizers import OptimizerName, make_optimizer
 from lit_llada.training.schedules import Schedule
-from lit_llada.training.sharding import compile_blocks, shard
+from lit_llada.training.sharding import compile_blocks, shard, weight_digest
 
 
 class StepOutput(TypedDict):
-    """What a step leaves for the callbacks. B batch, T tokens, R masked rows, E experts."""
+    """What a step leaves for the callbacks. B batch, T tokens, R masked tokens, E experts."""
 
     loss: Tensor  # a sum; with its graph in training
-    count: Tensor  # tokens that the sum is over
+    count: Tensor  # what the sum is to be divided by, once counted over all processes and micro-batches
+    tokens: Tensor  # how many tokens might have been masked
     nll: Tensor  # [R] nats
-    rows: Tensor  # [R] flat positions b*T + i
-    t: Tensor  # [B]
-    p_mask: Tensor  # [B]
+    t: Tensor  # [R] noise level that each was masked at
+    p_mask: Tensor  # [R] its probability of being masked
     masked: Tensor  # [B, T]
-    keys: Tensor  # [B]
     router_logits: Tensor | None  # [sparse layers, B*T, E]
 
 
-class DiffusionModule(L.LightningModule):
+class DiffusionModule(Saving):
     """A masked diffusion language model in training.
 
     Args:
-        backbone: the architecture; its vocabulary may be left to the data.
+        backbone: the architecture; its vocabulary may be left to the data, and all of it to ``init_from``.
+        init_from: checkpoint whose weights the run starts from: a run's, a published folder, a name on the hub.
         lr: peak learning rate.
         weight_decay: decoupled, on matrices.
         betas: AdamW's decay rates.
@@ -64,7 +64,8 @@ class DiffusionModule(L.LightningModule):
 
     def __init__(
         self,
-        backbone: BackboneConfig,
+        backbone: BackboneConfig | None = None,
+        init_from: str | None = None,
         lr: float = 4e-4,
         weight_decay: float = 0.1,
         betas: list[float] = [0.9, 0.95],  # noqa: B006  (jsonargparse shows it; nobody writes to it)
@@ -82,7 +83,8 @@ class DiffusionModule(L.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self._plain_hyperparameters()
-        self.backbone, self.mask_id = copy.copy(backbone), mask_id
+        self.backbone = cast(BackboneConfig, copy.copy(backbone))  # None only until setup
+        self.mask_id, self.init_from = mask_id, init_from
         self.lr, self.weight_decay, self.betas, self.optimizer, self.schedule = (
             lr,
             weight_decay,
@@ -93,6 +95,7 @@ class DiffusionModule(L.LightningModule):
         self.balance_weight, self.z_weight = balance_weight, z_weight
         self.attention, self.checkpointing, self.compile_blocks = attention, checkpointing, compile
         self.nonfinite, self.seed = nonfinite, seed
+        self.start_digest: str | None = None  # names the weights of init_from
         self.net: Backbone | None = None
         self.ema: Backbone | None = None
         self.keep_ema = False  # the EMA callback's wish, known before the net is built
@@ -102,8 +105,12 @@ class DiffusionModule(L.LightningModule):
     # ------------------------------------------------------------------ building
 
     def setup(self, stage: str) -> None:
-        """Take vocabulary and mask token from the data, or hold them against it."""
+        """Take what is not set from the checkpoint and the data, or hold it against them."""
         data = getattr(self.trainer, "datamodule", None)
+        if self.init_from is not None and self.net is None:
+            self._take_architecture(self.init_from)
+        if self.backbone is None:
+            raise UserError("model.backbone is not set; add a model overlay, or give model.init_from")
         if data is not None:
             size = self.backbone.vocab_size
             if size is None:
@@ -121,10 +128,17 @@ class DiffusionModule(L.LightningModule):
                 f"model.mask_id {self.mask_id} lies outside the vocabulary 0..{self.backbone.vocabulary - 1}"
             )
 
+    def _take_architecture(self, path: str) -> None:
+        source = open_source(path)
+        if self.backbone is None:
+            self.backbone = copy.copy(source.config)
+        self.mask_id = source.mask_id if self.mask_id is None else self.mask_id
+
     def configure_model(self) -> None:
         """Build the net (and its twin): on the meta device, parallelised, and only then real."""
         if self.net is None:
-            self.net = self._build()
+            resumes = self._trainer is not None and self._trainer.ckpt_path is not None
+            self.net = self._build(None if resumes else self.init_from)
             if self.keep_ema:
                 self.ema = self.frozen_twin()
 
@@ -153,7 +167,8 @@ class DiffusionModule(L.LightningModule):
         assert self.mask_id is not None, "mask_id is known after setup"
         return self.mask_id
 
-    def _build(self) -> Backbone:
+    def _build(self, weights: str | None = None) -> Backbone:
+        """A net on the meta device, parallelised, and only then real: freshly drawn, or read from a checkpoint."""
         with torch.device("meta"):
             net = Backbone(self.backbone, self.attention)
         net.checkpointing = self.checkpointing
@@ -164,30 +179,39 @@ class DiffusionModule(L.LightningModule):
             shard(net, mesh["data_parallel"], mixed=self.trainer.precision == "bf16-mixed")
             device = self.trainer.strategy.root_device
         net.to_empty(device=device)
-        net.init_weights()
+        if weights is None:
+            net.init_weights()
+        else:
+            load_into(net, weights)
+            self.start_digest = weight_digest(net)
         return net
 
     # ------------------------------------------------------------------ the step
 
     def sum_up(self, bound: Tensor, count: Tensor, router_logits: Tensor | None) -> Tensor:
-        """The sum to be minimised: the bound, and for a sparse net its router losses, weighted by tokens.
+        """The sum to be minimised: the bound, and for a sparse net its router losses, weighted by the count.
 
         Router losses are means over this micro-batch and this process, as in the published code.
         """
-        loss = bound
-        if router_logits is not None:
-            balance, z = balance_loss(router_logits, self.backbone.experts_per_token), z_loss(router_logits)
-            loss = loss + count * (self.balance_weight * balance + self.z_weight * z)
-            self._router_sums += torch.stack((balance, z)).detach().double() * count
-        self._sums += torch.stack((bound.detach().double(), count.double()))
-        return loss
+        self.add_up("loss", bound.detach(), count)
+        if router_logits is None:
+            return bound
+        balance, z = balance_loss(router_logits, self.backbone.experts_per_token), z_loss(router_logits)
+        self.add_up("balance_loss", balance.detach() * count)
+        self.add_up("z_loss", z.detach() * count)
+        return bound + count * (self.balance_weight * balance + self.z_weight * z)
+
+    def add_up(self, name: str, total: Tensor, count: Tensor | None = None) -> None:
+        """Add to a sum that is logged as ``train/name``, divided by the step's count, which one of the names brings."""
+        self._sums[name] = self._sums.get(name, 0.0) + total.double()
+        if count is not None:
+            self._sums["count"] = self._sums.get("count", 0.0) + count.double()
 
     def on_train_start(self) -> None:
         self._start_sums()
 
     def _start_sums(self) -> None:
-        self._sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # nats, tokens
-        self._router_sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # balance, z, times tokens
+        self._sums: dict[str, Any] = {}  # name -> float64 scalar, of this process and this optimizer step
         self._keys: list[Tensor] = []
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -202,12 +226,13 @@ class DiffusionModule(L.LightningModule):
             if "betas" in group:
                 group["betas"] = tuple(self.betas)
         stop = torch.tensor([float(self.stop_requested)], dtype=torch.float64, device=self.device)
-        totals = self.trainer.strategy.reduce(torch.cat((self._sums, self._router_sums, stop)), reduce_op="sum")
-        self._totals = totals
+        sums = torch.stack([*self._sums.values()])
+        totals = self.trainer.strategy.reduce(torch.cat((sums, stop)), reduce_op="sum")
+        self._totals = dict(zip([*self._sums, "stop"], totals, strict=True))
         # Lightning averages over micro-batches and the strategy over processes; undo both.
         parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
         grads = local_gradients(self.parameters())
-        torch._foreach_mul_(grads, (parts / totals[1]).to(grads[0].dtype))
+        torch._foreach_mul_(grads, (parts / self._totals["count"]).to(grads[0].dtype))
         self.log("lr", lr)
 
     def configure_gradient_clipping(
@@ -222,18 +247,18 @@ class DiffusionModule(L.LightningModule):
         sharded = self._device_mesh is not None or isinstance(self.trainer.strategy, FSDPStrategy)
         grads = local_gradients(self.parameters())
         norm = global_norm(grads, sharded)
-        nats, tokens, balance, z, stop = self._totals
-        loss = nats / tokens
+        count, stop = self._totals.pop("count"), self._totals.pop("stop")
+        means = {f"train/{name}": (total / count).float() for name, total in self._totals.items()}
+        loss = means["train/loss"]
         finite, stop_requested = torch.stack(((norm + loss).isfinite().double(), stop)).tolist()
         self.stop_requested = stop_requested > 0
         if not finite:
             self._refuse_step(optimizer)
         elif gradient_clip_val:
             clip_(grads, norm, gradient_clip_val)
-        self.log("train/loss", loss.float(), prog_bar=True)
+        self.log("train/loss", means.pop("train/loss"), prog_bar=True)
         self.log("train/grad_norm", norm.float())
-        if self.backbone.n_experts:
-            self.log_dict({"train/balance_loss": (balance / tokens).float(), "train/z_loss": (z / tokens).float()})
+        self.log_dict(means)
         self._start_sums()
 
     def _refuse_step(self, optimizer: Optimizer) -> None:
@@ -245,53 +270,26 @@ class DiffusionModule(L.LightningModule):
         self.skipped_steps += 1
         self.log("train/skipped_steps", float(self.skipped_steps), prog_bar=True)
 
+    # ------------------------------------------------------------------ validation
+
+    def on_validation_epoch_start(self) -> None:
+        self._validation_sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+
+    def validated(self, output: StepOutput) -> StepOutput:
+        """Count a validation step in, and hand it on."""
+        self._validation_sums += torch.stack((output["loss"].double(), output["count"].double()))
+        return output
+
+    def on_validation_epoch_end(self) -> None:
+        total, count = self.trainer.strategy.reduce(self._validation_sums, reduce_op="sum")
+        stage = "test" if self.trainer.testing else "val"
+        self.log(f"{stage}/loss", (total / count).float(), prog_bar=True, sync_dist=True)
+
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_epoch_end = on_validation_epoch_end
+
     def configure_optimizers(self) -> Optimizer:
         return make_optimizer(self.trained, self.optimizer, self.lr, self.weight_decay, (self.betas[0], self.betas[1]))
-
-    # ------------------------------------------------------------------ checkpoints
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["backbone"] = asdict(self.backbone)
-        checkpoint["mask_id"], checkpoint["skipped_steps"] = self.mask_id, self.skipped_steps
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.check_checkpoint(checkpoint)
-        self.skipped_steps = checkpoint["skipped_steps"]
-        if self.net is None:  # load_from_checkpoint: no trainer has built it
-            self.backbone, self.mask_id = BackboneConfig(**checkpoint["backbone"]), checkpoint["mask_id"]
-            self.keep_ema = any(key.startswith("ema.") for key in checkpoint["state_dict"])
-            self.configure_model()
-
-    def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another architecture.
-
-        Raises:
-            UserError: names the fields that differ.
-        """
-        saved = checkpoint.get("backbone")
-        if saved is None:
-            raise UserError("this checkpoint was not written by lit_llada: it does not say what its backbone is")
-        mine = asdict(self.backbone)
-        mine["vocab_size"] = mine["vocab_size"] or saved["vocab_size"]
-        differ = [f"{key} {saved.get(key)} (now {mine[key]})" for key in mine if saved.get(key) != mine[key]]
-        if differ:
-            raise UserError(f"the checkpoint's backbone differs in {', '.join(differ)}; use its model overlay")
-
-    def _plain_hyperparameters(self) -> None:
-        """Keep hyper-parameters plain, so that every checkpoint loads with ``weights_only``."""
-        if "_instantiator" in self.hparams:
-            return
-        plain = {
-            key: asdict(value) if hasattr(value, "__dataclass_fields__") else value
-            for key, value in self.hparams.items()
-        }
-        plain |= {
-            "_class_path": f"{type(self).__module__}.{type(self).__qualname__}",
-            "_instantiator": "lightning.pytorch.cli.instantiate_module",
-        }
-        self._hparams.clear()
-        self._hparams.update(plain)
-        self._hparams_initial = copy.deepcopy(self._hparams)
 
 
 class NonFiniteStep(UserError):

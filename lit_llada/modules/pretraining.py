@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lit_llada.backbone.attention import AttentionMask
@@ -54,9 +53,7 @@ class PretrainingModule(DiffusionModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> StepOutput:
         t = sample_times(batch.keys, self.seed + 1, sampler="stratified", strata=VALIDATION_STRATA)
-        output = self._denoise(batch, t, self.seed + 1, batch.tokens.shape[1])
-        self._validation_sums += torch.stack((output["loss"].double(), output["count"].double()))
-        return output
+        return self.validated(self._denoise(batch, t, self.seed + 1, batch.tokens.shape[1]))
 
     def _denoise(self, batch: Batch, t: Tensor, seed: int, length: int) -> StepOutput:
         """The paragraph that this module is: mask, predict the masked tokens, weigh their losses."""
@@ -68,26 +65,16 @@ class PretrainingModule(DiffusionModule):
         rows = masked.flatten().nonzero().squeeze(1)
         visible = AttentionMask(documents if self.document_mask else None)
         nll, router_logits = net.nll(noisy, tokens, rows, visible)
+        row, count = rows // length, maskable.sum()
         return StepOutput(
             loss=bound_sum(nll, rows, p_mask, length),
-            count=maskable.sum(),
+            count=count,
+            tokens=count,
             nll=nll.detach(),
-            rows=rows,
-            t=t,
-            p_mask=p_mask,
+            t=t[row],
+            p_mask=p_mask[row],
             masked=masked,
-            keys=keys,
             router_logits=router_logits,
         )
 
-    def on_validation_epoch_start(self) -> None:
-        self._validation_sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-
-    def on_validation_epoch_end(self) -> None:
-        nats, tokens = self.trainer.strategy.reduce(self._validation_sums, reduce_op="sum")
-        stage = "test" if self.trainer.testing else "val"
-        self.log(f"{stage}/loss", (nats / tokens).float(), prog_bar=True, sync_dist=True)
-
     test_step = validation_step
-    on_test_epoch_start = on_validation_epoch_start
-    on_test_epoch_end = on_validation_epoch_end

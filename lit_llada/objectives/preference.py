@@ -11,6 +11,7 @@ for S answers of up to A tokens and n draws; a net is nowhere to be seen. Sums, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -196,3 +197,59 @@ def preference_loss(scores: Tensor, beta: float, kind: Literal["dpo", "ipo"] = "
 def estimate(draws: Draws, log_likelihood: Tensor) -> Tensor:
     """``[S]`` ELBOs from ``[n, S]`` sums of log p over the masked tokens of each draw."""
     return (draws.weight.to(log_likelihood.dtype) * log_likelihood).sum(0)
+
+
+def score_variance(draws: Draws, log_likelihood: Tensor, beta: float) -> Tensor:
+    """Variance of the score's estimate, from the spread of its draws; exact in the mean if they are independent.
+
+    Args:
+        draws: of chosen and rejected answers, ``[n, 2P]``, n at least 2.
+        log_likelihood: ``[n, 2P]`` policy minus reference: sums of log p over the masked tokens.
+        beta: as in :func:`score`.
+
+    Returns:
+        ``[P]``.
+    """
+    n = len(draws.weight)
+    each = beta * n * draws.weight.to(log_likelihood.dtype) * log_likelihood
+    chosen, rejected = each.chunk(2, dim=1)
+    return (chosen - rejected).var(0) / n
+
+
+def two_pass(
+    log_likelihood: Callable[[int], tuple[Tensor, Tensor | None]],
+    draws: int,
+    loss: Callable[[Tensor], Tensor],
+    scale: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """The gradient of ``loss([n, S] sums of log p)`` with one draw's graph in memory at a time.
+
+    First all draws without a graph (the last one with its), then the loss and its derivative after each sum, and then
+    draw by draw backwards, each times its own. That is the chain rule: the gradient is exactly that of one big graph.
+
+    Args:
+        log_likelihood: number of the draw -> ``[S]`` sums of log p, and a scalar that is added to the loss as it is
+            (router losses), or None.
+        draws: n.
+        loss: ``[n, S]`` -> scalar.
+        scale: what the gradients that are computed in here are divided by, as the caller will divide the one returned.
+
+    Returns:
+        a scalar whose gradient is still to be taken, and the sums ``[n, S]`` without a graph.
+    """
+    with torch.no_grad():
+        sums = [log_likelihood(draw)[0] for draw in range(draws - 1)]
+    last, extra = log_likelihood(draws - 1)
+    with torch.enable_grad():
+        every = torch.stack([*sums, last.detach()]).requires_grad_()
+        (slopes,) = torch.autograd.grad(loss(every), every)
+    rest = _surrogate(slopes[-1], last, extra)
+    for draw in range(draws - 1):
+        rest.div(scale).backward()
+        rest = _surrogate(slopes[draw], *log_likelihood(draw))
+    return rest, every.detach()
+
+
+def _surrogate(slope: Tensor, sums: Tensor, extra: Tensor | None) -> Tensor:
+    value = (slope * sums).sum()
+    return value if extra is None else value + extra

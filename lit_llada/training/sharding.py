@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 
 
 def compile_blocks(net: nn.Module) -> None:
@@ -28,3 +31,15 @@ def shard(net: nn.Module, mesh: DeviceMesh, mixed: bool) -> None:
         fully_shard(block, mesh=mesh, mp_policy=policy or MixedPrecisionPolicy())
     fully_shard(net, mesh=mesh)
     register_fsdp_forward_method(net, "nll")
+
+
+def weight_digest(net: nn.Module) -> str:
+    """A name for the weights, whole or sharded: of each tensor the sum of its bytes, which no order of adding changes."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(net.named_parameters()):
+        local = parameter.to_local() if isinstance(parameter, DTensor) else parameter.detach()
+        total = local.contiguous().view(torch.uint8).sum(dtype=torch.int64)
+        if isinstance(parameter, DTensor):
+            torch.distributed.all_reduce(total, group=parameter.device_mesh.get_group())
+        digest.update(f"{name} {tuple(parameter.shape)} {int(total)}\n".encode())
+    return digest.hexdigest()[:16]

@@ -20,6 +20,8 @@ from lit_llada.objectives.preference import (
     estimate,
     preference_loss,
     score,
+    score_variance,
+    two_pass,
 )
 
 VARIANTS = {
@@ -168,3 +170,41 @@ def test_presets_and_what_cannot_be_drawn() -> None:
     ):
         with pytest.raises(UserError, match="estimator"):
             replace(Estimator(), **wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("draws", [1, 2, 5])
+def test_two_passes_give_the_gradient_of_one(draws: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(3, 4, dtype=torch.float64, generator=generator).requires_grad_()
+    inputs = torch.randn(draws, 4, 6, dtype=torch.float64, generator=generator)
+    graphs = 0
+
+    def log_likelihood(draw: int) -> tuple[Tensor, Tensor]:
+        nonlocal graphs
+        graphs += torch.is_grad_enabled()
+        hidden = (weight @ inputs[draw]).tanh()
+        return hidden.sum(0), hidden.square().mean()
+
+    def loss(sums: Tensor) -> Tensor:
+        return preference_loss(sums.sum(0)[:3] - sums.sum(0)[3:], 0.2).sum() + sums.square().mean()
+
+    rest, sums = two_pass(log_likelihood, draws, loss, scale=2.0)
+    assert graphs == draws
+    (rest / 2.0).backward()
+    assert weight.grad is not None
+    found, weight.grad = weight.grad, None
+    parts = [log_likelihood(draw) for draw in range(draws)]
+    every = torch.stack([part[0] for part in parts])
+    ((loss(every) + sum(part[1] for part in parts)) / 2.0).backward()
+    torch.testing.assert_close(sums, every)
+    torch.testing.assert_close(found, weight.grad, rtol=0, atol=1e-13)
+
+
+def test_the_variance_of_the_score_is_estimated_without_bias() -> None:
+    pairs, logs = 20_000, table(4, 5)
+    keys = answer_keys(torch.arange(pairs), coupled=False).flatten()
+    draws = draw_masks(torch.full((2 * pairs,), 4), keys, 0, Estimator(4), 4)
+    sums = value(draws.masked, logs)
+    chosen, rejected = estimate(draws, sums).chunk(2)
+    true = float((0.2 * (chosen - rejected)).var())
+    assert float(score_variance(draws, sums, 0.2).mean()) == pytest.approx(true, rel=0.03)

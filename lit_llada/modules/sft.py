@@ -1,0 +1,95 @@
+"""Supervised fine-tuning: prompts stay as they are, answers are masked and predicted (2502.09992, Algorithm 2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_llada.data.packing import AnswerBatch
+from lit_llada.errors import UserError
+from lit_llada.modules.answers import predict
+from lit_llada.modules.base import DiffusionModule, StepOutput
+from lit_llada.modules.pretraining import VALIDATION_STRATA
+from lit_llada.objectives.diffusion import Normalize, answer_weights
+from lit_llada.objectives.noise import Masking, TimeSampler, mask_tokens, sample_times
+
+
+class SFTModule(DiffusionModule):
+    """Supervised fine-tuning of a masked diffusion language model.
+
+    Args:
+        normalize: ``sequence`` divides each answer by its length, as LLaDA does; ``token`` by the tokens of the batch;
+            ``uniform`` drops the weight 1 / p_mask too.
+        band: noise levels are drawn from this part of 0..1 (LLaDA 2.0 fine-tunes on a part).
+        complementary: every answer twice in a step, the second time with all the rest of it masked (LLaDA 2.0).
+        time_sampler: ``iid`` as in the paper; ``stratified`` over the global batch or ``antithetic`` pairs.
+        masking: ``bernoulli`` as in the paper, or ``fixed_count``.
+        eps: smallest masking probability.
+        **options: of :class:`DiffusionModule`.
+
+    Raises:
+        UserError: a band outside 0..1.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        normalize: Normalize = "sequence",
+        band: list[float] = [0.0, 1.0],  # noqa: B006  (shown by the command line; nobody writes to it)
+        complementary: bool = False,
+        time_sampler: TimeSampler = "iid",
+        masking: Masking = "bernoulli",
+        eps: float = 1e-3,
+        **options: Any,
+    ) -> None:
+        super().__init__(*args, **options)
+        if len(band) != 2 or not 0 <= band[0] < band[1] <= 1:
+            raise UserError(f"model.band is {band}; give two noise levels, as in [0.3, 0.8]")
+        self.normalize, self.band, self.complementary = normalize, band, complementary
+        self.time_sampler, self.masking, self.eps = time_sampler, masking, eps
+
+    def training_step(self, batch: AnswerBatch, batch_idx: int) -> StepOutput:
+        strata = len(batch.keys) * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        t = sample_times(batch.keys, self.seed, sampler=self.time_sampler, strata=strata)
+        output = self._denoise(batch, self.band[0] + (self.band[1] - self.band[0]) * t, self.seed)
+        output["loss"] = self.sum_up(output["loss"], output["count"], output["router_logits"])
+        self._keys.append(batch.keys)
+        return output
+
+    def validation_step(self, batch: AnswerBatch, batch_idx: int) -> StepOutput:
+        t = sample_times(batch.keys, self.seed + 1, sampler="stratified", strata=VALIDATION_STRATA)
+        return self.validated(self._denoise(batch, t, self.seed + 1))
+
+    test_step = validation_step
+
+    def _denoise(self, batch: AnswerBatch, t: Tensor, seed: int) -> StepOutput:
+        """The paragraph that this module is: mask tokens of the answers, predict them, weigh their losses."""
+        inside = batch.answers >= 0
+        answers = batch.tokens.flatten()[batch.answers.clamp(min=0)]
+        noised = mask_tokens(answers, inside, t, batch.keys, self.mask_token, seed, masking=self.masking, eps=self.eps)
+        masked, p_mask, lengths = noised.masked, noised.p_mask, batch.lengths
+        if self.complementary and self.training:
+            batch = twice(batch)
+            masked, t, lengths = torch.cat((masked, inside & ~masked)), torch.cat((t, 1 - t)), batch.lengths
+            p_mask = torch.cat((p_mask, (1 - p_mask).clamp(min=self.eps)))
+        found = predict(self.trained if self.training else self.denoiser, batch, masked, self.mask_token)
+        weight, count = answer_weights(p_mask, masked, lengths, self.normalize)
+        return StepOutput(
+            loss=(found.nll * weight.to(found.nll.dtype)[found.sample]).sum(),
+            count=count,
+            tokens=lengths.sum(),
+            nll=found.nll.detach(),
+            t=t[found.sample],
+            p_mask=p_mask[found.sample],
+            masked=found.masked,
+            router_logits=found.router_logits,
+        )
+
+
+def twice(batch: AnswerBatch) -> AnswerBatch:
+    """The same samples again below themselves."""
+    tokens, documents, keys, rows = (torch.cat((x, x)) for x in (batch.tokens, batch.documents, batch.keys, batch.rows))
+    again = torch.where(batch.answers >= 0, batch.answers + batch.tokens.numel(), -1)
+    return AnswerBatch(tokens, documents, torch.cat((batch.answers, again)), keys, rows)
