@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lit_llada.backbone.config import SIZES, BackboneConfig
     from lit_llada.backbone.transformer import Backbone
+    from lit_llada.checkpoint.export import export_checkpoint
+    from lit_llada.checkpoint.load import load_checkpoint
     from lit_llada.data.datamodule import DiffusionDataModule
     from lit_llada.data.prepare import prepare_text
     from lit_llada.data.tokenizer import Tokenizer
@@ -32,7 +34,9 @@ __all__ = [
     "Tokenizer",
     "Trainer",
     "UserError",
+    "export_checkpoint",
     "generate",
+    "load_checkpoint",
     "prepare_text",
 ]
 
@@ -46,7 +50,9 @@ _HOMES = {
     "Tokenizer": "data.tokenizer",
     "Trainer": "training.trainer",
     "UserError": "errors",
+    "export_checkpoint": "checkpoint.export",
     "generate": "sampling.generate",
+    "load_checkpoint": "checkpoint.load",
     "prepare_text": "data.prepare",
 }
 

@@ -11,9 +11,8 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.load import _load_distributed_checkpoint
 
+from lit_llada.checkpoint.source import META
 from lit_llada.errors import UserError
-
-META = "meta.pt"  # what Lightning calls the part of a sharded checkpoint that is not sharded
 
 
 def read_sharded(folder: str | Path) -> dict[str, Any]:

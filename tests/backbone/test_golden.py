@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from lit_llada.backbone.attention import AttentionMask
 from lit_llada.backbone.moe import balance_loss
 from lit_llada.backbone.transformer import Backbone
-from lit_llada.checkpoint.keymaps import read_folder
+from lit_llada.checkpoint.load import load_net
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 MODELS = ["dense_a", "dense_gqa", "dense_tied", "moe_a", "moe_b"]
@@ -34,7 +34,7 @@ def states_of(net: Backbone, tokens: torch.Tensor, mask: AttentionMask) -> tuple
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
 def test_logits_hidden_states_and_router_equal_golden(name: str, attention: str, dtype: torch.dtype) -> None:
-    net = read_folder(GOLDEN / name, dtype)
+    net = load_net(GOLDEN / name, dtype)
     net.attention = attention
     golden = load_file(GOLDEN / name / "golden.safetensors")
     if json.loads((GOLDEN / name / "golden.json").read_text()).get("renormalised_topk"):
@@ -66,6 +66,6 @@ def check_router(net, tokens, real, golden, case, kind, atol) -> None:
 
 @torch.no_grad()
 def test_untouched_reference_does_not_renormalize() -> None:
-    net = read_folder(GOLDEN / "moe_b", torch.float64)
+    net = load_net(GOLDEN / "moe_b", torch.float64)
     golden = load_file(GOLDEN / "moe_b" / "golden.safetensors")
     torch.testing.assert_close(net(golden["c0.input_ids"]), golden["c0.logits_noren_f64"], atol=1e-9, rtol=1e-5)

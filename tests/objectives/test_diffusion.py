@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lit_llada.checkpoint.keymaps import read_folder
+from lit_llada.checkpoint.load import load_net
 from lit_llada.objectives.diffusion import bound_sum
 from lit_llada.objectives.noise import mask_tokens
 
@@ -45,7 +45,7 @@ def test_pretraining_loss_equals_golden(case: str, kind: str, rtol: float) -> No
 def test_pretraining_loss_through_the_model_equals_golden(dtype: torch.dtype, key: str, rtol: float) -> None:
     g = golden("pre_model")
     rows = g["masked"].flatten().nonzero().squeeze(1)
-    nll, _ = read_folder(GOLDEN / "dense_a", dtype).nll(g["noisy_ids"], g["input_ids"], rows)
+    nll, _ = load_net(GOLDEN / "dense_a", dtype).nll(g["noisy_ids"], g["input_ids"], rows)
     loss = bound_sum(nll, rows, g["p_mask"][:, 0].double(), g["input_ids"].shape[1]) / g["input_ids"].numel()
     torch.testing.assert_close(loss.double().item(), CASES["pre_model"][key], rtol=rtol, atol=0)
 
