@@ -19,8 +19,15 @@ VERBS = {
     "fit": ("lit_llada.cli_training:fit", "train; the same command again resumes where it stopped"),
     "validate": ("lit_llada.cli_training:validate", "the validation bound of a run's newest checkpoint"),
     "test": ("lit_llada.cli_training:test", "the same over the test loader"),
+    "sample": ("lit_llada.cli_sample:sample", "continue prompts, answer messages, fill gaps"),
+    "chat": ("lit_llada.cli_sample:chat", "converse at a terminal, the canvas in sight"),
+    "calibrate": (
+        "lit_llada.cli_sample:calibrate",
+        "the cheapest sampler that answers as well; saved with the checkpoint",
+    ),
     "prepare": ("lit_llada.cli:prepare", "text and code -> tokenizer, chunks, manifest; --check verifies them"),
     "consolidate": ("lit_llada.cli:consolidate", "a sharded checkpoint folder -> one file that any strategy loads"),
+    "convert": ("lit_llada.cli_convert:convert", "published folders -> a checkpoint to start from, and back"),
 }
 
 HELP = """\
@@ -33,6 +40,8 @@ usage: lit-llada VERB ...        (lit-llada VERB --help tells more)
   lit-llada prepare text --corpus prose --out data/stdlib
   lit-llada fit -c configs/recipe/demo.yaml -c configs/data/stdlib.yaml -c configs/model/demo.yaml
   lit-llada fit -c configs/recipe/demo.yaml -c configs/data/stdlib.yaml -c configs/model/moe_demo.yaml --model.lr 3e-4
+  lit-llada sample runs/demo-stdlib-demo/checkpoints/step=0001000.ckpt 'def ' --film film.html
+  lit-llada chat org/name
 
 Overlays (-c) add up, the later one wins, and what stands on the command line wins over all.
 """
@@ -78,7 +87,12 @@ def run(command: Callable[[list[str]], int | None], words: list[str]) -> int:
 
 
 def prepare(words: list[str]) -> int:
-    """``prepare text INPUT ... --out DIR`` or ``prepare --check DIR``."""
+    """``prepare text | chat | preference INPUT ... --out DIR`` or ``prepare --check DIR``."""
+    kinds = {
+        "text": ("lit_llada.data.prepare:prepare_text", "Text and code to tokenizer, chunks and manifest."),
+        "chat": ("lit_llada.data.prepare_answers:prepare_chat", "Questions with answers, for fine-tuning."),
+        "preference": ("lit_llada.data.prepare_answers:prepare_preference", "Pairs of answers, better and worse."),
+    }
     usage = "lit-llada prepare text INPUT ... --out DIR (or --corpus prose), or lit-llada prepare --check DIR"
     if words[:1] == ["--check"]:
         if len(words) != 2:
@@ -87,20 +101,23 @@ def prepare(words: list[str]) -> int:
         print(f"{words[1]}: complete, every hash as in its manifest")
         return 0
     if words[:1] in (["-h"], ["--help"]):
-        print(f"usage: {usage}\n\nlit-llada prepare text --help lists the options.")
+        print(f"usage: {usage}\n\nFor text there may stand chat or preference; each has a --help of its options.")
         return 0
-    if words[:1] != ["text"]:
-        raise UserError(f"prepare: {words[0]!r} is not a kind of data; {usage}" if words else f"usage: {usage}")
+    if not words:
+        raise UserError(f"usage: {usage}")
+    if words[0] not in kinds:
+        raise UserError(f"prepare: {words[0]!r} is not a kind of data, as {', '.join(kinds)} are; {usage}")
     from lit_llada.cli_parser import Parser
 
-    prepare_text = _function("lit_llada.data.prepare:prepare_text")
-    parser = Parser(prog="lit-llada prepare text", description="Text and code to tokenizer, chunks and manifest.")
+    kind, (where, description) = words[0], kinds[words[0]]
+    function = _function(where)
+    parser = Parser(prog=f"lit-llada prepare {kind}", description=description)
     parser.add_argument("inputs", nargs="*", type=str, help="files and folders")
-    parser.add_function_arguments(prepare_text, skip={"inputs"}, fail_untyped=False)
+    parser.add_function_arguments(function, skip={"inputs"}, fail_untyped=False)
     options = parser.parse_args(words[1:]).as_dict()
     if options["inputs"] and not any(word.partition("=")[0] == "--out" for word in words):
-        raise UserError("prepare text: say where to with --out DIR, e.g. --out data/text")
-    prepare_text(**options)
+        raise UserError(f"prepare {kind}: say where to with --out DIR, e.g. --out data/{kind}")
+    function(**options)
     return 0
 
 
