@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_llada.backbone.cache import KVView
 from lit_llada.errors import UserError
 
 Backend = Literal["auto", "sdpa", "eager", "flash", "flex"]
@@ -43,6 +44,11 @@ class AttentionPlan(NamedTuple):
     real: Tensor | None = None  # flash: flat positions b*T + i of the real tokens
     cu_seqlens: Tensor | None = None  # flash: int32 offsets of the documents among them, from 0 to their number
     block_mask: Any = None  # flex
+    cache: KVView | None = None  # keys and values of whole rows, of which these tokens may be a part
+
+    def at(self, layer: int) -> AttentionPlan:
+        """The same for one block: only a cache makes a difference between them."""
+        return self if self.cache is None else self._replace(cache=self.cache._replace(layer=layer))
 
 
 def plan_attention(
@@ -52,6 +58,7 @@ def plan_attention(
     dtype: torch.dtype,
     device: torch.device,
     backend: Backend,
+    cache: KVView | None = None,
 ) -> AttentionPlan:
     """Turn the description into what ``backend`` needs.
 
@@ -62,11 +69,19 @@ def plan_attention(
         dtype: what queries and keys will be computed in.
         device: where.
         backend: ``auto`` picks by device, dtype and length.
+        cache: where keys and values of whole rows are kept; ``mask`` is about these.
 
     Raises:
-        UserError: ``flash`` without the package, without a GPU or in another dtype than float16 / bfloat16.
+        UserError: ``flash`` without the package, without a GPU or in another dtype than float16 / bfloat16; a cache
+            where not everything that is real is seen.
     """
     documents, padding = mask or AttentionMask()
+    if cache is not None:
+        if causal or documents is not None:
+            raise UserError("attention with a key/value cache is full attention; leave out causal and documents")
+        if cache.positions is not None:
+            return _plan_part(padding, cache, device, backend)
+        return plan_attention(mask, causal, shape, dtype, device, backend)._replace(cache=cache)
     if backend == "auto":
         backend = _choose(shape[1], dtype, device)
     if backend == "flash":
@@ -91,6 +106,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
     Returns:
         ``[B, T, H, h]``.
     """
+    if plan.cache is not None:
+        k, v = plan.cache.update(k, v)
     if plan.backend == "flash":
         return _flash(q, k, v, plan)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
@@ -138,6 +155,13 @@ def flash_layout(documents: Tensor | None, padding: Tensor | None) -> tuple[Tens
     starts = begins.nonzero().squeeze(1) + 1
     edge = starts.new_tensor([0]), starts.new_tensor([len(index)])
     return index, torch.cat((edge[0], starts, edge[1])).int()
+
+
+def _plan_part(padding: Tensor | None, cache: KVView, device: torch.device, backend: Backend) -> AttentionPlan:
+    """A part of each row against all of its keys; eager or sdpa, whatever the backend."""
+    if backend not in ("sdpa", "eager"):
+        backend = "eager" if device.type == "cpu" and cache.length <= EAGER_LENGTH else "sdpa"
+    return AttentionPlan(backend, False, None if padding is None else padding[:, None, None, :], cache=cache)
 
 
 def _choose(length: int, dtype: torch.dtype, device: torch.device) -> Literal["flash", "eager", "sdpa"]:

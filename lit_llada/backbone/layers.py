@@ -41,13 +41,13 @@ def rotate(x: Tensor, table: Tensor, full_precision: bool) -> Tensor:
 
     Args:
         x: ``[B, T, H, h]``.
-        table: from :func:`rotary_table`.
+        table: from :func:`rotary_table`; or its rows at the places of each token, ``[2, B, T, rotary_dim / 2]``.
         full_precision: True rotates in float32 and casts back (LLaDA); False casts the table to the working dtype
             and rotates there (LLaDA-MoE).
     """
     half = table.shape[-1]
     work = widen(x) if full_precision else x
-    cos, sin = table.to(work.dtype)[:, :, None, :]
+    cos, sin = table.to(work.dtype).unsqueeze(-2)
     a, b, rest = work.split((half, half, work.shape[-1] - 2 * half), dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), dim=-1).to(x.dtype)
 

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
 from lit_llada.backbone.attention import AttentionMask, AttentionPlan, Backend, attend, plan_attention
+from lit_llada.backbone.cache import KVView
 from lit_llada.backbone.config import BackboneConfig
 from lit_llada.backbone.layers import RMSNorm, SwiGLU, rotary_table, rotate, widen
 from lit_llada.backbone.moe import MoE
@@ -106,20 +107,22 @@ class Backbone(nn.Module):
         if not self.embed.weight.is_meta:
             self.init_weights()
 
-    def forward(self, tokens: Tensor, mask: AttentionMask | None = None, rows: Tensor | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, mask: AttentionMask | None = None, rows: Tensor | None = None, cache: KVView | None = None
+    ) -> Tensor:
         """Logits.
 
         Args:
             tokens: ``[B, T]``, with mask tokens where something is to be predicted.
             mask: who sees whom; None for full attention.
             rows: flat positions ``b*T + i``, ``[R]``: only these meet the vocabulary.
+            cache: keys and values of whole rows; ``tokens`` may be a part of these then, ``mask`` is about the whole.
 
         Returns:
             ``[B, T, V]``, or ``[R, V]`` with ``rows``.
         """
-        x, _ = self.hidden(tokens, mask, rows)
-        weight, bias = self._head()
-        return F.linear(self.norm(x), weight, bias)
+        x, _ = self.hidden(tokens, mask, rows, cache)
+        return F.linear(self.norm(x), *self._head())
 
     def nll(
         self, noisy: Tensor, targets: Tensor, rows: Tensor, mask: AttentionMask | None = None
@@ -140,7 +143,7 @@ class Backbone(nn.Module):
         return chunked_nll(self.norm(x), weight, bias, targets.flatten()[rows]), router
 
     def hidden(
-        self, tokens: Tensor, mask: AttentionMask | None = None, rows: Tensor | None = None
+        self, tokens: Tensor, mask: AttentionMask | None = None, rows: Tensor | None = None, cache: KVView | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """The residual stream after the last block, ``[B, T, D]``, and the router's logits of a sparse net.
 
@@ -149,20 +152,22 @@ class Backbone(nn.Module):
         c, device = self.config, tokens.device
         weight = self.embed.weight
         dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else weight.dtype
-        plan = plan_attention(mask, c.causal, tokens.shape, dtype, device, self.attention)
-        table = rotary_table(tokens.shape[1], c.rotary_dim, c.rope_theta, dtype, device)
+        plan = plan_attention(mask, c.causal, tokens.shape, dtype, device, self.attention, cache)
+        length = tokens.shape[1] if cache is None else cache.length
+        table = rotary_table(length, c.rotary_dim, c.rope_theta, dtype, device)
+        if cache is not None and cache.positions is not None:
+            table = table[:, cache.positions]
         early = rows is not None and not c.is_sparse(c.n_layers - 1)  # a router's losses are over all tokens
         x, routers = self.embed(tokens), []
         for layer, block in enumerate(self.blocks):
-            inputs = (x, table, plan, rows if early and layer == c.n_layers - 1 else None)
+            inputs = (x, table, plan.at(layer), rows if early and layer == c.n_layers - 1 else None)
             if self.checkpointing and torch.is_grad_enabled():
                 x, router = checkpoint(block, *inputs, use_reentrant=False)
             else:
                 x, router = block(*inputs)
             if router is not None:
                 routers.append(router)
-        x = x if early else _select(x, rows)
-        return x, torch.stack(routers) if routers else None
+        return x if early else _select(x, rows), torch.stack(routers) if routers else None
 
     def _head(self) -> tuple[Tensor, Tensor | None]:
         return (self.embed.weight, None) if self.head is None else (self.head.weight, self.head.bias)
