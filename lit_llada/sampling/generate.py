@@ -71,9 +71,9 @@ def generate(
     details = details or plan.order == "entropy" or plan.count == "entropy_bound"
     real = torch.ones_like(canvas, dtype=torch.bool) if real is None else real
     seeds = torch.arange(len(canvas), device=canvas.device) if seeds is None else seeds.to(canvas.device)
-    zero, given = torch.zeros(canvas.shape, device=canvas.device), canvas != specials.mask
+    zero, given = torch.zeros(canvas.shape, device=canvas.device), (canvas != specials.mask) & real
     state = State(0, canvas, real, zero.byte(), given.float(), zero, canvas, zero, torch.zeros_like(seeds))
-    given, none = given & real, torch.zeros_like(seeds)
+    none = torch.zeros_like(seeds)
     at = Progress(none - 1, none, none, none, none.bool(), none.bool())
     while True:
         yield state
@@ -186,7 +186,7 @@ def take_step(
         _put(torch.zeros_like(state.confidence), ids, chance.float()),
         state.forwards.index_add(0, ids, forwards),
     )
-    at = at._replace(step=at.step.index_add(0, ids, torch.ones_like(ids)))
+    at = at._replace(step=at.step + 1)
     if plan.length == "rho_eos":
         new = resize(new, ids, guess, looked, given, specials, plan)
     return new, at

