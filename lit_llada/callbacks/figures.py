@@ -3,47 +3,55 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Colormap, ListedColormap, Normalize, to_rgba
+from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from lit_llada.sampling.frames import ORDER as STOPS
+from lit_llada.sampling.frames import flow, frames, shown
+from lit_llada.sampling.trace import Trace
+
 MASKED, GIVEN, INK = "#eef0f3", "#c3c9d2", "#22262c"
-ORDER = ListedColormap(colormaps["viridis"](np.linspace(0.08, 0.97, 256)))
+ORDER = LinearSegmentedColormap.from_list("order", STOPS)
 MONO, COLUMNS = "DejaVu Sans Mono", 96
 
 
-def denoising_figure(pieces: Sequence[str], step: Tensor, confidence: Tensor, steps: int, title: str) -> Figure:
+def denoising_figure(trace: Trace, piece: Callable[[int], str], title: str) -> Figure:
     """One sample's way from masks to text: step by position, the confidence of each token, and the text itself.
 
     Args:
-        pieces: the final tokens as text, one for each of the L positions.
-        step: ``[L]`` the step (1, 2, ..) at which each position was committed; 0 where it was given.
-        confidence: ``[L]`` the probability each token had when it was committed.
-        steps: steps in all.
+        trace: the sample; of a token that was taken back one sees when it was there.
+        piece: id -> text of one token.
         title: the heading.
     """
-    length, order, norm = len(pieces), step.cpu().numpy(), Normalize(1, max(steps, 2))
-    shown = [visible(piece) for piece in pieces]
-    lines = flow(shown, COLUMNS)
+    steps, states = trace.steps, frames(trace)
+    length = len(states[-1])
+    order = np.array([cell.step for cell in states[-1]], dtype=int)
+    confidence = np.array([cell.confidence for cell in states[-1]])
+    pieces, norm = [shown(cell, piece) for cell in states[-1]], Normalize(1, max(steps, 2))
+    lines = flow(pieces, COLUMNS)
     if len(lines) > 30:  # hardly anything but line ends
-        lines = flow(shown, COLUMNS, break_at_ends=False)
+        lines = flow(pieces, COLUMNS, break_at_ends=False)
     heights = [min(0.4 + 0.075 * steps, 4.2), 0.7, 0.25 + 0.26 * len(lines)]
     figure = _figure(11, sum(heights) + 1.5, title)
     raster, bars, text = figure.subplots(3, 1, height_ratios=heights)
 
-    rows = steps + 1 + math.ceil(0.05 * steps)  # some more, so that the last characters have room
-    seen = np.arange(rows)[:, None] >= order[None]  # [rows, L]
-    image = np.where(seen[..., None], ORDER(norm(order))[None], _rgba(MASKED))
-    image[:, order == 0] = _rgba(GIVEN)
-    raster.imshow(image, aspect="auto", interpolation="nearest", extent=(-0.5, length - 0.5, rows - 0.5, -0.5))
+    below = math.ceil(0.05 * steps)  # some more rows, so that the last characters have room
+    seen = np.full((steps + 1 + below, length), -1)  # the step of what stands there; 0: given, -1: masked
+    for row in range(len(seen)):
+        cells = states[min(row, steps)][:length]
+        seen[row, : len(cells)] = [-1 if cell.kind in ("mask", "back") else cell.step for cell in cells]
+    image = np.where(seen[..., None] > 0, ORDER(norm(seen)), _rgba(MASKED))
+    image[seen == 0] = _rgba(GIVEN)
+    raster.imshow(image, aspect="auto", interpolation="nearest", extent=(-0.5, length - 0.5, len(seen) - 0.5, -0.5))
     raster.set_ylabel("denoising step")
     raster.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     raster.tick_params(labelbottom=False)
@@ -51,7 +59,7 @@ def denoising_figure(pieces: Sequence[str], step: Tensor, confidence: Tensor, st
 
     # Bars, not a line: neighbours are committed at different steps and have nothing to do with each other.
     made = order > 0
-    bars.bar(np.arange(length)[made], confidence.cpu().numpy()[made], width=0.9, color=ORDER(norm(order[made])))
+    bars.bar(np.arange(length)[made], confidence[made], width=0.9, color=ORDER(norm(order[made])))
     bars.set(xlim=(-0.5, length - 0.5), ylim=(0, 1), yticks=[0, 1], ylabel="confidence", xlabel="position")
     bars.grid(axis="y", color="#e3e6ea", linewidth=0.6)
     bars.set_axisbelow(True)
@@ -145,32 +153,10 @@ def router_figure(masked: Tensor, visible_: Tensor, title: str) -> Figure:
     return figure
 
 
-def visible(piece: str) -> str:
-    """Line ends, tabs and other control characters as signs that take one column."""
-    signs = {"\n": "↵", "\t": "→", "\r": "↵"}
-    return "".join(signs.get(c, c if c.isprintable() else "·") for c in piece)
-
-
-def flow(pieces: Sequence[str], columns: int, break_at_ends: bool = True) -> list[list[tuple[int, str]]]:
-    """Break tokens into lines of ``[(position, text), ..]``, at ``columns`` characters and after line ends."""
-    lines: list[list[tuple[int, str]]] = [[]]
-    width = 0
-    for position, piece in enumerate(pieces):
-        if lines[-1] and width + len(piece) > columns:
-            lines.append([])
-            width = 0
-        lines[-1].append((position, piece[:columns]))
-        width += len(piece)
-        if break_at_ends and piece.endswith("↵"):
-            lines.append([])
-            width = 0
-    return lines if lines[-1] or len(lines) == 1 else lines[:-1]
-
-
 def _characters(axes: Axes, pieces: Sequence[str], order: np.ndarray, norm: Normalize, length: int) -> None:
     """Write each token once, where it was committed, if it fits into its cell."""
     width = 9.6 * 72 / length  # points
-    for position, piece in enumerate(map(visible, pieces)):
+    for position, piece in enumerate(pieces):
         size = min(8.5, 1.5 * width / max(len(piece), 1))
         if size >= 4.5 and piece.strip():
             colour = GIVEN if order[position] == 0 else ORDER(norm(order[position]))

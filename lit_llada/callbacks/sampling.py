@@ -4,37 +4,35 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor, nn
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from lit_llada.callbacks.loggers import log_figure, log_text, writers
 from lit_llada.callbacks.throughput import off_the_clock
 from lit_llada.errors import UserError
-from lit_llada.sampling.generate import Order, State, generate
-
-MASK, END = "░", "∎"
-
-
-class Trace(NamedTuple):
-    """One sample: ``canvases [S + 1, L]``; of each position the step that filled it (0: given), the confidence."""
-
-    canvases: Tensor
-    step: Tensor
-    confidence: Tensor
+from lit_llada.sampling.canvas import Specials
+from lit_llada.sampling.film import write_film
+from lit_llada.sampling.frames import END, MASK, visible
+from lit_llada.sampling.generate import generate
+from lit_llada.sampling.plan import Order, Plan
+from lit_llada.sampling.trace import Recorder, Trace
 
 
 class SampleLogger(L.Callback):
     """Sample every n optimizer steps and at the end of training, from the averaged weights if there are any.
 
     TensorBoard gets a table of the texts (``samples/texts``) and, for each sample, the canvas of every step as text
-    and a picture of the denoising. All ranks sample alike, as sharded weights need; rank 0 writes. The noise is a
-    function of (seed, step), and no other random numbers are touched: training goes on as if nothing had been drawn.
+    and a picture of the denoising; beside its files lies a film to click through (``films/``). All ranks sample
+    alike, as sharded weights need; rank 0 writes. The noise is a function of (seed, step, sample), and no other random
+    numbers are touched: training goes on as if nothing had been drawn.
 
     Args:
         every_n_steps: optimizer steps between two looks.
@@ -46,9 +44,10 @@ class SampleLogger(L.Callback):
         length: tokens of continuations (prompt included) and of free samples.
         steps: denoising steps; a sample with fewer masks takes one step for each of them.
         block_length: fill blocks of this many masks from left to right; None for the whole canvas at once.
-        order: ``low_confidence`` or ``random``, who is committed first.
+        order: who is committed first, see :class:`~lit_llada.sampling.plan.Plan`.
         temperature: 0 takes the likeliest token (free samples are then all alike), 1 samples from the model.
         seed: of the noise.
+        film: write ``films/step_NNNNNN.html``, a page with all samples, into the folder of the TensorBoard logger.
     """
 
     def __init__(
@@ -65,12 +64,14 @@ class SampleLogger(L.Callback):
         order: Order = "low_confidence",
         temperature: float = 0.7,
         seed: int = 0,
+        film: bool = True,
     ) -> None:
         if wrong := [text for text in infills if gap not in text]:
             raise UserError(f"SampleLogger.infills: {wrong[0]!r} has no gap; mark it with {gap}")
         self.every_n_steps, self.prompts, self.free, self.infills = every_n_steps, prompts, free, infills
-        self.gap, self.gap_length, self.length, self.steps = gap, gap_length, length, steps
-        self.block_length, self.order, self.temperature, self.seed = block_length, order, temperature, seed
+        self.gap, self.gap_length, self.length = gap, gap_length, length
+        self.plan = Plan(steps=steps, block_length=block_length, order=order, temperature=temperature)
+        self.seed, self.film = seed, film
         self.latest: dict[str, str] = {}  # the last texts by name, for whoever wants to print them
         self._step = 0
 
@@ -94,24 +95,36 @@ class SampleLogger(L.Callback):
         tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         with evaluating(module.denoiser), trainer.precision_plugin.forward_context():
             traces = self.draw(module.denoiser, tokenizer, module.device, trainer.global_step)
-        self.latest = {name: tokenizer.decode(trace.canvases[-1].tolist(), MASK, END) for name, trace in traces.items()}
+        self.latest = {name: tokenizer.decode(trace.canvases()[-1], MASK, END) for name, trace in traces.items()}
         if not writers(trainer):
             return
         from lit_llada.callbacks.figures import denoising_figure
 
-        log_text(trainer, "samples/texts", table(self.latest))
+        def piece(token: int) -> str:
+            return str(tokenizer.decode([token], MASK, END))
+
+        log_text(trainer, "samples/texts", f"{table(self.latest)}{self._write_film(trainer, traces, piece)}")
         for name, trace in traces.items():
             log_text(trainer, f"samples/{name}", transcript(trace, tokenizer))
-            pieces = [piece(tokenizer, token) for token in trace.canvases[-1].tolist()]
             title = f"{name.replace('_', ' ')} · training step {trainer.global_step}"
-            figure = denoising_figure(pieces, trace.step, trace.confidence, len(trace.canvases) - 1, title)
-            log_figure(trainer, f"samples/{name}", figure)
+            log_figure(trainer, f"samples/{name}", denoising_figure(trace, piece, title))
+
+    def _write_film(self, trainer: L.Trainer, traces: dict[str, Trace], piece: Callable[[int], str]) -> str:
+        """The page, and a line of Markdown that says where it is."""
+        if not self.film or not traces:
+            return ""
+        named = {name.replace("_", " "): trace for name, trace in traces.items()}
+        name = f"films/step_{trainer.global_step:06d}.html"
+        for folder in (Path(logger.log_dir) for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)):
+            (folder / "films").mkdir(parents=True, exist_ok=True)
+            write_film(folder / name, named, piece, f"Samples at training step {trainer.global_step}")
+        return f"\n\nStep by step, beside the files of this log: `{name}`"
 
     def canvases(self, tokenizer: Any) -> dict[str, list[int]]:
         """The samples to be drawn, by name, as ids with masks.
 
         Raises:
-            UserError: a prompt leaves no room.
+            UserError: a prompt leaves no room, or there are more blocks than steps.
         """
         found: dict[str, list[int]] = {}
         for i, text in enumerate(self.prompts, 1):
@@ -124,57 +137,36 @@ class SampleLogger(L.Callback):
         for i, text in enumerate(self.infills, 1):
             first, *rest = (tokenizer.encode(part) for part in text.split(self.gap))
             found[f"infill_{i}"] = sum(([tokenizer.mask_id] * self.gap_length + ids for ids in rest), first)
+        width, steps = self.plan.block_length, self.plan.steps
+        most = max((ids.count(tokenizer.mask_id) for ids in found.values()), default=0)
+        if width and steps and (blocks := -(-most // width)) > steps:
+            raise UserError(f"SampleLogger.steps {steps} are too few for {blocks} blocks; each needs at least one")
         return found
 
     def draw(self, denoiser: nn.Module, tokenizer: Any, device: torch.device, step: int) -> dict[str, Trace]:
-        """Sample all canvases; those of one length and number of masks together."""
-        groups: dict[tuple[int, int], dict[str, list[int]]] = {}
-        for name, ids in self.canvases(tokenizer).items():
-            steps = min(self.steps, ids.count(tokenizer.mask_id))
-            groups.setdefault((len(ids), steps), {})[name] = ids
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        traces: dict[str, Trace] = {}
-        for (_, steps), group in groups.items():
-            states = list(
-                generate(
-                    denoiser,
-                    torch.tensor(list(group.values()), device=device),
-                    tokenizer.mask_id,
-                    steps,
-                    block_length=self.block_length,
-                    order=self.order,
-                    temperature=self.temperature,
-                    generator=generator,
-                )
-            )
-            traces |= zip(group, split(states), strict=True)
-        return traces
-
-
-def split(states: list[State]) -> list[Trace]:
-    """The states of a batch, row by row, on the CPU."""
-    canvases = torch.stack([s.canvas for s in states]).cpu()
-    committed = torch.stack([s.committed * s.step for s in states]).sum(0).cpu()
-    return [Trace(*row) for row in zip(canvases.unbind(1), committed, states[-1].confidence.cpu(), strict=True)]
-
-
-def piece(tokenizer: Any, token: int) -> str:
-    """One token as text."""
-    return str(tokenizer.decode([token], MASK, END))
+        """Sample all canvases in one batch, padded on the right; each row has its own noise and its own end."""
+        rows = self.canvases(tokenizer)
+        if not rows:
+            return {}
+        width = max(map(len, rows.values()))
+        canvas = torch.full((len(rows), width), tokenizer.eos_id, device=device)
+        real = torch.zeros_like(canvas, dtype=torch.bool)
+        for row, ids in enumerate(rows.values()):
+            canvas[row, : len(ids)], real[row, : len(ids)] = torch.tensor(ids, device=device), True
+        seeds = torch.arange(len(rows)) + (self.seed * 1_000_003 + step) * 10_007
+        specials = Specials(tokenizer.mask_id, tokenizer.eos_id)
+        states = generate(denoiser, canvas, specials, self.plan, real=real, seeds=seeds, details=True)
+        return dict(zip(rows, Recorder(states, tokenizer.mask_id).finish(), strict=True))
 
 
 def transcript(trace: Trace, tokenizer: Any) -> str:
     """The canvas after every step, one line each, as a Markdown code block."""
-    from lit_llada.callbacks.figures import visible
-
-    lines = [f"{i:4d} {visible(tokenizer.decode(c.tolist(), MASK, END))}" for i, c in enumerate(trace.canvases)]
+    lines = [f"{i:4d} {visible(tokenizer.decode(c, MASK, END))}" for i, c in enumerate(trace.canvases())]
     return "\n".join(["~~~~", *lines, "~~~~"])
 
 
 def table(texts: dict[str, str]) -> str:
     """A Markdown table of texts, with nothing in them taken for Markdown or HTML."""
-    from lit_llada.callbacks.figures import visible
-
     rows = [f"| {name.replace('_', ' ')} | {escape(visible(text))} |" for name, text in texts.items()]
     return "\n".join(["| sample | text |", "| --- | --- |", *rows])
 

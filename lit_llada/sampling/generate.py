@@ -1,7 +1,9 @@
 """How does a canvas of masks become text? One loop: predict the open positions, commit a few of them, again.
 
 LLaDA's sampler (2502.09992, section 2.4) and its descendants differ in small policies only, see :class:`Plan`; the loop
-is the same. Every row has its own block, its own noise and its own end: a batch gives what its rows give alone.
+is the same. Every row has its own block, its own noise and its own end: a batch gives what its rows give alone. (Noise
+is keyed by position, so that holds for rows padded at the right. And a row of nothing but masks has all positions tied:
+there rounding decides who is first.)
 
 Shapes: B rows, L positions, R rows of logits, V vocabulary; b <= B rows that are not finished yet.
 """

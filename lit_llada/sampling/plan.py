@@ -38,7 +38,7 @@ class Plan:
             parallel commit with only that one masked, and takes it back below ``remask_bound`` (as WINO does with a
             shadow block, 2507.18578).
         remask_bound: see ``remask``; None for 0.1 and 0.9.
-        eos: end tokens are ``free``, committed ``last``, or ``never`` produced.
+        eos: end tokens are ``free``, committed ``last`` (when no other candidate is left), or ``never`` produced.
         stop_at_eos: a row ends with the block that contains an end token; what is behind becomes EOS. What is read of
             the answer, up to its first end, is exactly the same.
         length: ``fixed``, or ``rho_eos`` (2601.22527): the row grows while less than 0.3 of its masks expect EOS, and

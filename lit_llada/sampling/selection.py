@@ -15,6 +15,7 @@ from lit_llada.sampling.plan import Plan
 
 # Streams of the keyed noise: which token, whose turn.
 TOKEN, TURN = 101, 102
+NOISY_ROWS = 64
 
 
 class Candidates:
@@ -105,7 +106,9 @@ def select(plan: Plan, found: Candidates, rows: Tensor, active: Tensor, share: T
         keep = doubt <= 1 - plan.limit
     else:
         keep = _prefix(plan, doubt.gather(1, turn), grid(found.entropy, torch.inf).gather(1, turn)).gather(1, rank)
-    keep = keep & active & (grid(found.postponed, 0.0) == 0)
+    late = grid(found.postponed, 0.0) > 0
+    late = late & ~(late | ~active).all(1, keepdim=True)  # where only end tokens are left, nobody has to wait for them
+    keep = keep & active & ~late
     forced = (rank == 0) & active & ~keep.any(1, keepdim=True)
     return keep | forced, forced
 
@@ -128,14 +131,12 @@ def _draw(logits: Tensor, temperature: float, keys: tuple[Tensor, int, Tensor]) 
     if temperature == 0:
         return logits.argmax(1)
     vocabulary = torch.arange(logits.shape[1], device=logits.device)
-    seed, step, position = keys
-    # A CPU takes a few rows at a time: their noise stays in its cache (1.5 times as fast at V = 126,464).
-    part = max(2**18 // logits.shape[1], 1) if logits.device.type == "cpu" else max(len(logits), 1)
     tokens = []
-    for rows, s, p in zip(logits.split(part), seed.split(part), position.split(part), strict=True):
-        noise = keyed_uniform(s[:, None], step, p[:, None], TOKEN, vocabulary)
-        tokens.append((rows.double() - temperature * torch.log(-torch.log(noise))).argmax(1))
-    return torch.cat(tokens)
+    for first in range(0, len(logits), NOISY_ROWS):  # the noise is wider than the logits: not all of it at once
+        part = slice(first, first + NOISY_ROWS)
+        noise = keyed_uniform(keys[0][part, None], keys[1], keys[2][part, None], TOKEN, vocabulary)
+        tokens.append((logits[part].double() - temperature * torch.log(-torch.log(noise))).argmax(1))
+    return torch.cat(tokens) if tokens else logits.argmax(1)
 
 
 def _ids(ids: tuple[int, ...], like: Tensor) -> Tensor:

@@ -59,16 +59,16 @@ class Trace:
         events = iter([*self.events, None])
         event = next(events)
         for step in range(1, self.steps + 1):
-            gone = len(canvas)
+            end: int | None = None  # of the row, where it shrinks
             while event is not None and event.step == step:
                 if event.old == NOTHING:
                     canvas.append(event.new)
                 elif event.new == NOTHING:
-                    gone = min(gone, event.position)
+                    end = event.position if end is None else end
                 else:
                     canvas[event.position] = event.new
                 event = next(events)
-            canvas = canvas[:gone] if gone < len(canvas) else canvas
+            canvas = canvas[:end]
             found.append(list(canvas))
         return found
 

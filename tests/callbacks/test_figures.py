@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pytest
 import torch
 from matplotlib.figure import Figure
 
-from lit_llada.callbacks.figures import denoising_figure, flow, noise_curve_figure, router_figure, visible
+from lit_llada.callbacks.figures import GIVEN, MASKED, denoising_figure, noise_curve_figure, router_figure
+from lit_llada.sampling.trace import Event, Trace
+
+MASK = 9
 
 
 def drawn(figure: Figure) -> np.ndarray:
@@ -19,22 +23,29 @@ def drawn(figure: Figure) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())
 
 
-def test_lines_break_after_line_ends_and_at_the_margin() -> None:
-    assert flow(["ab", "c↵", "de", "f", "gh"], 3) == [[(0, "ab")], [(1, "c↵")], [(2, "de"), (3, "f")], [(4, "gh")]]
-    assert flow([], 3) == [[]] and flow(["abcd"], 3) == [[(0, "abc")]]
-    assert flow(["↵", "↵"], 3, break_at_ends=False) == [[(0, "↵"), (1, "↵")]]
+@pytest.mark.parametrize("pieces", [["$", "_^", "\n", "é"], ["\n"] * 4, ["a long token "] * 4])
+def test_denoising_of_odd_texts(pieces: list[str]) -> None:
+    events = [Event(i % 5, i, MASK, i % 4, i / 40, 0.0, "selected") for i in range(40) if i % 5]
+    trace = Trace([MASK if i % 5 else i % 4 for i in range(40)], MASK, sorted(events), steps=4)
+    height, width = drawn(denoising_figure(trace, pieces.__getitem__, "free $1")).shape[:2]
+    assert height < 2500 and width < 1500
 
 
-def test_control_characters_take_one_visible_column() -> None:
-    assert visible("a\n\tb\x00") == "a↵→b·"
-
-
-def test_denoising_of_odd_texts() -> None:
-    step = torch.arange(40) % 5
-    for pieces in (["$", "_^", "\n", "é"] * 10, ["\n"] * 40, ["a long token "] * 40):
-        height, width = drawn(denoising_figure(pieces, step, torch.rand(40), 4, "free $1")).shape[:2]
-        assert height < 2500 and width < 1500
-    drawn(denoising_figure(["a"], torch.tensor([0]), torch.ones(1), 0, "nothing to do"))
+def test_denoising_shows_what_was_taken_back_and_what_grew() -> None:
+    events = [
+        Event(1, 1, MASK, 4, 0.5, 0.0, "selected"),
+        Event(2, 1, 4, MASK, 0.0, 0.0, "remasked"),
+        Event(2, 2, -1, MASK, 0.0, 0.0, "grown"),
+        Event(3, 1, MASK, 5, 0.9, 0.0, "forced"),
+    ]
+    figure = denoising_figure(Trace([3, MASK], MASK, events, steps=3), str, "three")
+    image = figure.axes[0].images[0].get_array()
+    assert image is not None and image.shape == (3 + 1 + 1, 3, 4)
+    grey, given = (np.array([int(c[i : i + 2], 16) for i in (1, 3, 5)]) / 255 for c in (MASKED, GIVEN))
+    masked = np.isclose(image[:4, 1, :3], grey).all(1).tolist()
+    assert masked == [True, False, True, False] and np.allclose(image[:, 0, :3], given)
+    drawn(figure)
+    drawn(denoising_figure(Trace([3], MASK), str, "nothing to do"))
 
 
 def test_a_curve_with_holes_and_a_router_with_dead_experts() -> None:

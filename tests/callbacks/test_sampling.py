@@ -9,9 +9,13 @@ import pytest
 import torch
 from tensorboard.plugin_util import markdown_to_safe_html
 
+from lit_llada.backbone.config import BackboneConfig
+from lit_llada.backbone.transformer import Backbone
 from lit_llada.callbacks.ema import EMA
 from lit_llada.callbacks.sampling import SampleLogger, evaluating, table
+from lit_llada.data.tokenizer import Tokenizer
 from lit_llada.errors import UserError
+from lit_llada.sampling.trace import Trace
 
 OPTIONS: dict[str, Any] = {
     "every_n_steps": 2, "prompts": ["ab"], "free": 2, "infills": ["x[...]y[...]z"], "gap_length": 3, "length": 12,
@@ -32,6 +36,35 @@ def test_texts_transcripts_and_pictures(toy: Any) -> None:
     lines = events.Tensors("samples/infill_1/text_summary")[-1].tensor_proto.string_val[0].decode().splitlines()
     assert lines[1] == "   0 x░░░y░░░z" and len(lines) == 2 + 1 + 5  # two fences, the start, five steps
     assert lines[-2].startswith("   5 x") and "░" not in lines[-2]
+    films = sorted(path.name for path in (toy.folder / "films").iterdir())
+    assert films == ["step_000002.html", "step_000004.html", "step_000005.html"]
+    assert b"films/step_000005.html" in texts[-1].tensor_proto.string_val[0]
+
+
+def draw(**options: Any) -> dict[str, Trace]:
+    net = Backbone(BackboneConfig(258, d_model=16, n_layers=1, n_heads=2, ff_dim=32))
+    net.init_weights(seed=1)
+    return SampleLogger(**OPTIONS | options).draw(net.eval(), Tokenizer.byte(), torch.device("cpu"), 7)
+
+
+def test_a_sample_does_not_depend_on_the_others() -> None:
+    few, many = draw(infills=[]), draw(infills=["x[...]" * 9])  # another width of the batch
+    for name in ("prompt_1", "free_1", "free_2"):
+        assert few[name].canvases() == many[name].canvases()
+    assert many["free_1"].canvases()[-1] != many["free_2"].canvases()[-1]
+    assert len(many["infill_1"].start) == 9 * 4 and many["infill_1"].steps == 5
+    assert draw(prompts=[], free=0, infills=[]) == {}
+
+
+def test_a_sample_with_few_masks_takes_a_step_for_each() -> None:
+    traces = draw(steps=64, block_length=4, free=1)
+    assert {name: trace.steps for name, trace in traces.items()} == {"prompt_1": 10, "free_1": 12, "infill_1": 6}
+
+
+def test_without_films(toy: Any) -> None:
+    toy.fit([SampleLogger(**OPTIONS, film=False)], logger=toy.board(), max_steps=2)
+    assert not (toy.folder / "films").exists()
+    assert b"films" not in toy.events().Tensors("samples/texts/text_summary")[-1].tensor_proto.string_val[0]
 
 
 def test_training_is_bit_equal_with_and_without_samples(toy: Any) -> None:
@@ -88,6 +121,10 @@ def test_what_cannot_be_sampled_is_refused_before_training(toy: Any) -> None:
         SampleLogger(infills=["no gap"])
     with pytest.raises(UserError, match="no room after the prompt"):
         toy.fit([SampleLogger(prompts=["a" * 12], length=12)])
+    with pytest.raises(UserError, match="steps 3 are too few for 4 blocks"):
+        toy.fit([SampleLogger(length=16, steps=3, block_length=4, infills=[])])
+    with pytest.raises(UserError, match="temperature is -1"):
+        SampleLogger(temperature=-1)
     module = toy.module(mask_id=257)
     module.backbone.vocab_size = 258
     with pytest.raises(UserError, match="datamodule with a tokenizer"):

@@ -70,7 +70,7 @@ def choose(guesses: dict[int, Guess], count: int, plan: Plan) -> tuple[list[int]
         return turn[:count], False
     bound = {"threshold": 0.9, "factor": 1.0, "frechet": 1.0, "entropy_bound": 0.1}[plan.count]
     bound = bound if plan.bound is None else plan.bound
-    ready = [i for i in turn if not guesses[i].late]
+    ready = [i for i in turn if not guesses[i].late] or turn  # nobody waits for end tokens where nothing else is left
     if plan.count == "threshold":
         kept = [i for i in ready if guesses[i].p >= bound]
     else:
