@@ -7,15 +7,26 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from lit_llada.data.reading import file_digest
-from lit_llada.data.streaming import TokenRows
+from lit_llada.data.streaming import RecordRows, TokenRows
 from lit_llada.data.tokenizer import Tokenizer
 from lit_llada.errors import UserError
 
-_ITEM_BYTES = {"uint16": 2, "int32": 4}
+FORMAT = 1  # of the manifest
 _SMALL_FILES = ["manifest.json", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"]
+
+
+class Record(NamedTuple):
+    """A conversation as it was prepared: a preference record is the one that ends with the chosen answer."""
+
+    prompt: str  # the last message before the answer
+    answer: str
+    template: str  # what the record was made by (embedded corpora), or nothing
+    messages: list[dict[str, str]]  # all before the answer
 
 
 def is_remote(path: str) -> bool:
@@ -25,12 +36,17 @@ def is_remote(path: str) -> bool:
 
 @dataclass
 class DataFolder:
-    """A prepared folder: where its chunks are, its manifest, its tokenizer, and the chunks of each split."""
+    """A prepared folder: where its chunks are, its manifest, its tokenizer, and the chunks of each split.
+
+    `lengths` has, for each split, the tokens of every record: ``[N, 1]`` of conversations, ``[N, 2]`` of pairs
+    (chosen, rejected), ``[0, 0]`` where there are no records.
+    """
 
     location: str
     manifest: dict[str, Any]
     tokenizer: Tokenizer
     chunks: dict[str, list[dict[str, Any]]]
+    lengths: dict[str, np.ndarray]
 
     @classmethod
     def open(cls, path: str) -> DataFolder:
@@ -48,13 +64,25 @@ class DataFolder:
         if not (root / "manifest.json").is_file():
             raise UserError(f"{location} has no manifest.json: run `lit-llada prepare` to (re)make it")
         manifest = _json(root / "manifest.json", location)
-        if manifest.get("format") != 1:
-            raise UserError(f"{location} has a manifest of format {manifest.get('format')}, not 1: prepare it again")
+        if manifest.get("format") != FORMAT:
+            found = manifest.get("format")
+            raise UserError(f"{location} has a manifest of format {found}, not {FORMAT}: prepare it again")
         tokenizer = Tokenizer.load(root / "tokenizer")
         if tokenizer.digest != manifest["tokenizer"]["digest"]:
             raise UserError(f"{location}/tokenizer is not the tokenizer of its manifest: prepare the folder again")
         chunks = {split: _split_chunks(location, root, split, manifest) for split in ("train", "val")}
-        return cls(location, manifest, tokenizer, chunks)
+        lengths = {split: _lengths(location, root, split, manifest) for split in ("train", "val")}
+        return cls(location, manifest, tokenizer, chunks, lengths)
+
+    @property
+    def kind(self) -> str:
+        """``text``, ``chat`` or ``preference``."""
+        return _kind(self.manifest)
+
+    @property
+    def template_source(self) -> str | None:
+        """The chat template that records were written with; None for text."""
+        return self.manifest.get("chat_template", {}).get("source")
 
     @property
     def digest(self) -> str:
@@ -69,21 +97,17 @@ class DataFolder:
             if verify:
                 raise UserError(f"data.verify needs the chunks on disk, and {self.location} is remote: set it to false")
             return
-        for split, chunks in self.chunks.items():
-            sums = {Path(c["file"]).name: c["sha256"] for c in self.manifest["splits"][split]["chunks"]}
-            for chunk in chunks:
-                file = Path(self.location, split, chunk["filename"])
+        for split, content in self.manifest["splits"].items():
+            for entry in [*content["chunks"], *content.get("files", [])]:
+                file, size = Path(self.location, split, Path(entry["file"]).name), entry["bytes"]
+                what = f"chunk {file}" if entry in content["chunks"] else f"file {file}"
                 if not file.is_file():
-                    raise UserError(f"chunk {file} is missing: prepare {self.location} again")
-                header = 4 * (chunk["chunk_size"] + 2)  # number of documents, then where each begins and the end
-                size = header + chunk["dim"] * _ITEM_BYTES[self.manifest["dtype"]]
-                if file.stat().st_size != size:
-                    found = file.stat().st_size
-                    raise UserError(
-                        f"chunk {file} has {found:,} bytes instead of {size:,}: prepare {self.location} again"
-                    )
-                if verify and file_digest(file) != sums[file.name]:
-                    raise UserError(f"chunk {file} is corrupt (its hash changed): prepare {self.location} again")
+                    raise UserError(f"{what} is missing: prepare {self.location} again")
+                found = file.stat().st_size
+                if found != size:
+                    raise UserError(f"{what} has {found:,} bytes instead of {size:,}: prepare {self.location} again")
+                if verify and file_digest(file) != entry["sha256"]:
+                    raise UserError(f"{what} is corrupt (its hash changed): prepare {self.location} again")
 
     def rows(self, split: str, length: int, cache_dir: str | None) -> TokenRows:
         """The rows of `length` tokens of a split; UserError if there is none."""
@@ -98,8 +122,50 @@ class DataFolder:
                 f"length {length} is longer than every {split} chunk of {self.location} (the largest has {max(tokens)}"
                 " tokens): set a shorter data.length or prepare more text in larger chunks"
             )
-        where = f"{self.location.rstrip('/')}/{split}"
-        return TokenRows(where, [c["filename"] for c in chunks], tokens, length, cache_dir)
+        return TokenRows(self._where(split), [c["filename"] for c in chunks], tokens, length, cache_dir)
+
+    def records(self, split: str, cache_dir: str | None) -> RecordRows:
+        """The conversations or pairs of a split."""
+        chunks = self.chunks[split]
+        counts = [c["chunk_size"] for c in chunks]
+        return RecordRows(self._where(split), [c["filename"] for c in chunks], counts, cache_dir)
+
+    def _where(self, split: str) -> str:
+        return f"{self.location.rstrip('/')}/{split}"
+
+
+def read_records(path: str, split: str) -> list[Record]:
+    """The records of a split of a local folder, as text: what an evaluation asks and expects.
+
+    Raises:
+        UserError: no such folder, or one of text.
+    """
+    if DataFolder.open(path).kind == "text":
+        raise UserError(f"{path} holds text, not records: give one made by `lit-llada prepare chat`")
+    found = []
+    with Path(path, split, "records.jsonl").open() as file:
+        for line in file:
+            row = json.loads(line)
+            *before, last = row["messages"] if "messages" in row else [*row["prompt"], *row["chosen"]]
+            found.append(Record(before[-1]["content"], last["content"], row.get("template", ""), before))
+    return found
+
+
+def _kind(manifest: dict[str, Any]) -> str:
+    return manifest.get("kind", "text")
+
+
+def _lengths(location: str, root: Path, split: str, manifest: dict[str, Any]) -> np.ndarray:
+    """How long each record is, as was noted beside the chunks."""
+    if _kind(manifest) == "text":
+        return np.zeros((0, 0), np.int32)
+    try:
+        lengths = np.load(root / split / "lengths.npy")
+    except (OSError, ValueError, EOFError):
+        raise UserError(f"{location}/{split}/lengths.npy is missing or damaged: prepare {location} again") from None
+    if len(lengths) != manifest["splits"][split]["records"]:
+        raise UserError(f"{location}/{split}/lengths.npy is not of these records: prepare {location} again")
+    return lengths
 
 
 def _json(file: Path, location: str) -> dict[str, Any]:
@@ -111,26 +177,33 @@ def _json(file: Path, location: str) -> dict[str, Any]:
 
 def _split_chunks(location: str, root: Path, split: str, manifest: dict[str, Any]) -> list[dict[str, Any]]:
     """The chunks that LitData will read, which must be those of the manifest."""
-    promised = [(Path(c["file"]).name, c["tokens"]) for c in manifest["splits"][split]["chunks"]]
+    written, noted = ("tokens", "dim") if _kind(manifest) == "text" else ("records", "chunk_size")
+    promised = [(Path(c["file"]).name, c[written]) for c in manifest["splits"][split]["chunks"]]
     index = root / split / "index.json"
     if not promised and not index.is_file():
         return []
     if not index.is_file():
         raise UserError(f"{location}/{split} has no index.json: run `lit-llada prepare` to (re)make {location}")
     chunks = _json(index, f"{location}/{split}")["chunks"]
-    if [(c["filename"], c["dim"]) for c in chunks] != promised:
+    if [(c["filename"], c[noted]) for c in chunks] != promised:
         raise UserError(f"{location}/{split}/index.json and manifest.json list different chunks: prepare it again")
     return chunks
 
 
 def _fetch_small_files(url: str, into: Path) -> None:
+    for name in [*_SMALL_FILES, "train/index.json", "val/index.json"]:
+        _fetch(url, name, into, optional=name == "val/index.json")  # an empty split has none
+    if _kind(_json(into / "manifest.json", url)) != "text":
+        for split in ("train", "val"):
+            _fetch(url, f"{split}/lengths.npy", into)
+
+
+def _fetch(url: str, name: str, into: Path, optional: bool = False) -> None:
     from litdata.streaming.downloader import get_downloader
 
-    for name in [*_SMALL_FILES, "train/index.json", "val/index.json"]:
-        target = into / name
-        target.parent.mkdir(exist_ok=True)
-        try:
-            get_downloader(url, str(into), []).download_file(f"{url.rstrip('/')}/{name}", str(target))
-        except Exception as error:  # every provider raises its own
-            if name != "val/index.json":  # an empty split has none
-                raise UserError(f"cannot fetch {url.rstrip('/')}/{name} ({str(error).splitlines()[0]})") from error
+    (into / name).parent.mkdir(exist_ok=True)
+    try:
+        get_downloader(url, str(into), []).download_file(f"{url.rstrip('/')}/{name}", str(into / name))
+    except Exception as error:  # every provider raises its own
+        if not optional:
+            raise UserError(f"cannot fetch {url.rstrip('/')}/{name} ({str(error).splitlines()[0]})") from error

@@ -6,7 +6,7 @@ Nothing is stored and nothing has to be replayed: any process can compute any pl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -117,6 +117,69 @@ class Order:
             folder[mine], row[mine] = d, self.folders[d].row(epoch[mine] * quota + before[mine])
             rest, left = rest - before, left - quota
         return folder, row
+
+
+class AnyOrder(Protocol):
+    """An endless sequence of rows."""
+
+    rows_per_epoch: int
+
+    def locate(self, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Folder and row (int64 arrays) at each global position."""
+
+
+class Buckets:
+    """An endless order whose neighbours are of like length, so that little of a batch is padding.
+
+    The rows of each window of `window` places (an epoch's last one is shorter) are sorted by length and cut into
+    granules of `granule` rows, which are then shuffled. None of it depends on the batch size or the number of ranks.
+
+    Args:
+        order: what is regrouped.
+        lengths: of each folder's rows.
+        seed: of the granules' order.
+    """
+
+    def __init__(
+        self, order: Order, lengths: Sequence[np.ndarray], seed: int, window: int = 4096, granule: int = 64
+    ) -> None:
+        self.order, self.lengths, self.seed, self.window, self.granule = order, lengths, seed, window, granule
+        self.rows_per_epoch = order.rows_per_epoch
+        self._latest: tuple[tuple[int, int], np.ndarray, np.ndarray] | None = None
+
+    def locate(self, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Folder and row (int64 arrays) at each global position."""
+        epochs, places = np.divmod(position, self.rows_per_epoch)
+        windows = places // self.window
+        folder, row = np.empty_like(position), np.empty_like(position)
+        for epoch, window in np.unique(np.stack([epochs, windows]), axis=1).T.tolist():
+            here = (epochs == epoch) & (windows == window)
+            place = places[here] - window * self.window
+            folders, rows = self._regrouped(epoch, window)
+            folder[here], row[here] = folders[place], rows[place]
+        return folder, row
+
+    def _regrouped(self, epoch: int, window: int) -> tuple[np.ndarray, np.ndarray]:
+        """Folder and row at each place of a window; the last one is kept, for batches ask again and again."""
+        if self._latest is None or self._latest[0] != (epoch, window):
+            first, stop = window * self.window, min((window + 1) * self.window, self.rows_per_epoch)
+            folder, row = self.order.locate(epoch * self.rows_per_epoch + np.arange(first, stop))
+            length = np.empty_like(row)
+            for d, lengths in enumerate(self.lengths):
+                length[folder == d] = lengths[row[folder == d]]
+            whole = (stop - first) // self.granule
+            granules = permute(np.arange(whole), whole, self.seed, len(self.lengths), epoch, window)
+            inside = (granules[:, None] * self.granule + np.arange(self.granule)).ravel()
+            sort = np.argsort(length, kind="stable")
+            sort = sort[np.append(inside, np.arange(inside.size, stop - first))]  # less than a granule: at the end
+            self._latest = ((epoch, window), folder[sort], row[sort])
+        return self._latest[1:]
+
+
+def draw(position: np.ndarray, choices: np.ndarray, seed: int) -> np.ndarray:
+    """One of ``choices[i]`` (0, 1, ...) for each global position i, a function of the seed and the position alone."""
+    key = _mix(np.uint64((seed + 1) * _GOLDEN % _LIMIT) + _mix(position.astype(np.uint64)))
+    return (key % choices.astype(np.uint64)).astype(np.int64)
 
 
 def _shares(weights: Sequence[float], total: int) -> list[int]:

@@ -52,3 +52,19 @@ class AnswerBatch(NamedTuple):
     def lengths(self) -> Tensor:
         """``[S]`` tokens of each answer."""
         return (self.answers >= 0).sum(1)
+
+
+def best_fit(lengths: list[int], capacity: int) -> list[tuple[int, int]]:
+    """Where each of some pieces goes in rows of `capacity`: (row, offset), in the order of `lengths`.
+
+    Longest first, each into the fullest row that still has room (best fit decreasing).
+    """
+    places, used = [(0, 0)] * len(lengths), list[int]()
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        row = max((r for r in range(len(used)) if used[r] + lengths[i] <= capacity), key=used.__getitem__, default=None)
+        if row is None:
+            row = len(used)
+            used.append(0)
+        places[i] = (row, used[row])
+        used[row] += lengths[i]
+    return places

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
-import json
-import os
 import platform
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from rich.progress import track
 
-from lit_llada import __version__
-from lit_llada.data.chunks import console, texts, token_counts, unigram_nll, write_chunks
+from lit_llada.data.chunks import console, token_counts, unigram_nll, write_chunks
 from lit_llada.data.corpora import Corpus, embedded
 from lit_llada.data.folder import DataFolder
+from lit_llada.data.making import (
+    SHARD,
+    check_share,
+    held_out_below,
+    in_place_when_done,
+    item_type,
+    text_hash,
+    tokenizer_key,
+    up_to_date,
+    write_manifest,
+)
 from lit_llada.data.reading import ROWS, file_digest, kind_of, list_files, read_documents
 from lit_llada.data.reference import reference_levels
 from lit_llada.data.tokenizer import Tokenizer
+from lit_llada.data.workers import Shards, items
 from lit_llada.errors import UserError
-
-FORMAT = 1
-SHARD = 1 << 20  # bytes of text that a worker takes at a time
 
 
 def prepare_text(
@@ -62,41 +65,21 @@ def prepare_text(
     Raises:
         UserError: an input is missing, empty or malformed, or ``out`` was made of something else or cannot be written.
     """
-    if not 0 < val_fraction < 1:
-        raise UserError(f"val_fraction is {val_fraction}; it must lie between 0 and 1")
+    check_share(val_fraction)
     target = Path(out)
     sources = _sources(inputs, corpus, field)
-    options = {"tokenizer": _tokenizer_key(tokenizer), "val_fraction": val_fraction, "chunk_mb": chunk_mb}
-    if _up_to_date(target, sources, options, overwrite):
+    options = {"tokenizer": tokenizer_key(tokenizer), "val_fraction": val_fraction, "chunk_mb": chunk_mb}
+    if up_to_date(target, "text", sources, options, overwrite):
         console.print(f"{target} is up to date")
         return target
     documents = functools.partial(_documents, inputs, corpus, field)
-    with _in_place_when_done(target) as part:
-        manifest = _build(part, documents, sources, options, tokenizer, workers)
-    for name, split in manifest["splits"].items():
+    with in_place_when_done(target) as part:
+        splits = _build(part, documents, sources, options, tokenizer, workers)
+    for name, split in splits.items():
         console.print(
             f"{target}/{name}: {split['documents']:,} documents, {split['bytes']:,} bytes, {split['tokens']:,} tokens"
         )
     return target
-
-
-@contextlib.contextmanager
-def _in_place_when_done(target: Path) -> Iterator[Path]:
-    """A folder beside `target` to fill, which takes its place at the end; what a killed run left there is removed."""
-    part, old = (target.with_name(target.name + suffix) for suffix in (".part", ".old"))
-    try:
-        for left in (part, old):
-            shutil.rmtree(left, ignore_errors=True)
-        part.mkdir(parents=True)
-        yield part
-        if target.exists():
-            os.replace(target, old)
-        os.replace(part, target)
-    except OSError as error:  # a full disk, a folder that one may not write to
-        raise UserError(f"{error.filename or target}: {error.strerror or error}") from error
-    finally:
-        for left in (part, old):
-            shutil.rmtree(left, ignore_errors=True)
 
 
 def _build(
@@ -110,38 +93,19 @@ def _build(
     """Fill `part`: tokenizer, chunks, and the manifest last."""
     with tempfile.TemporaryDirectory(dir=part) as scratch:  # in there, so that the next run removes a killed one's too
         splits = _split(documents, sources, options["val_fraction"], Path(scratch))
-        model = make_tokenizer(tokenizer, (text for shard in splits["train"]["shards"] for text in texts(shard)))
+        model = make_tokenizer(tokenizer, (text for shard in splits["train"]["shards"] for text in items(shard)))
         model.save(part / "tokenizer")
-        dtype = "uint16" if model.vocab_size <= 1 << 16 else "int32"
+        dtype = item_type(model)
         ends = splits["train"]["shards"][-4:], splits["val"]["shards"][:1]  # megabytes, enough for the levels
-        train, val = ("".join(text for shard in end for text in texts(shard)).encode() for end in ends)
+        train, val = ("".join(text for shard in end for text in items(shard)).encode() for end in ends)
         splits["val"]["reference_bits_per_byte"] = reference_levels(train, val)
         for name, split in splits.items():
             split["chunks"] = write_chunks(part / name, split.pop("shards"), model, dtype, workers, options["chunk_mb"])
             split["tokens"] = sum(chunk["tokens"] for chunk in split["chunks"])
     counts = {name: token_counts(part / name, dtype, model.vocab_size) for name in splits}
     splits["val"]["unigram_nll"] = unigram_nll(counts["train"], counts["val"])
-    manifest = {
-        "format": FORMAT,
-        "tokenizer": {
-            "kind": tokenizer.partition(":")[0] if tokenizer.startswith(("byte", "bpe:")) else "file",
-            "digest": model.digest,
-            "vocab_size": model.vocab_size,
-            "mask_id": model.mask_id,
-            "eos_id": model.eos_id,
-        },
-        "dtype": dtype,
-        "inputs": sources,
-        "options": options,
-        "versions": {
-            "python": platform.python_version(),
-            "lit_llada": __version__,
-            **{p: version(p) for p in ("litdata", "numpy", "tokenizers", "torch")},
-        },
-        "splits": splits,
-    }
-    (part / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-    return manifest
+    write_manifest(part, "text", model, tokenizer, sources, options, splits)
+    return splits
 
 
 def check_prepared(path: str) -> None:
@@ -154,9 +118,10 @@ def check_prepared(path: str) -> None:
         raise UserError(f"{path} has no manifest.json; make it with `lit-llada prepare text ... --out {path}`")
     folder = DataFolder.open(path)
     folder.check_chunks(verify=True)
+    counted = "tokens" if folder.kind == "text" else "records"
     for name, split in folder.manifest["splits"].items():
-        if sum(chunk["tokens"] for chunk in split["chunks"]) != split["tokens"]:
-            raise UserError(f"{path}/manifest.json: the tokens of the {name} chunks do not add up; prepare it again")
+        if sum(chunk[counted] for chunk in split["chunks"]) != split[counted]:
+            raise UserError(f"{path}/manifest.json: the {counted} of the {name} chunks do not add up; prepare it again")
 
 
 def make_tokenizer(name: str, texts: Iterator[str]) -> Tokenizer:
@@ -174,12 +139,6 @@ def make_tokenizer(name: str, texts: Iterator[str]) -> Tokenizer:
     return Tokenizer.load(name)
 
 
-def _tokenizer_key(name: str) -> str:
-    """What names the tokenizer in the manifest: a file goes by its contents."""
-    path = Path(name)
-    return f"file:{Tokenizer.load(path).digest}" if path.exists() else name
-
-
 def _sources(inputs: list[str], corpus: Corpus, field: str) -> list[dict[str, Any]]:
     """Names and hashes of what the folder is made of."""
     if inputs:
@@ -191,89 +150,32 @@ def _sources(inputs: list[str], corpus: Corpus, field: str) -> list[dict[str, An
     return [{"name": f"standard library of Python {platform.python_version()}: {corpus}", "sha256": digest.hexdigest()}]
 
 
-def _up_to_date(target: Path, sources: list[dict[str, Any]], options: dict[str, Any], overwrite: bool) -> bool:
-    if not target.exists():
-        return False
-    file = target / "manifest.json"
-    if not file.is_file():
-        if not any(target.iterdir()):
-            return False
-        raise UserError(f"{target} exists and is not a prepared folder; give another --out")
-    if overwrite:
-        return False
-    try:
-        folder = DataFolder.open(str(target))
-        folder.check_chunks()
-    except UserError as error:
-        raise UserError(f"{error} (with --overwrite true)") from None
-    differs = [key for key in options if folder.manifest["options"].get(key) != options[key]]
-    made, asked = ([(s["sha256"], s.get("field")) for s in entries] for entries in (folder.manifest["inputs"], sources))
-    if made != asked:
-        differs.append("field" if [sha for sha, _ in made] == [sha for sha, _ in asked] else "inputs")
-    if differs:
-        raise UserError(f"{target} was made with other {', '.join(differs)}; give another --out, or --overwrite true")
-    return True
-
-
 def _split(
     documents: Callable[..., Iterator[tuple[int, str]]], sources: list[dict[str, Any]], share: float, scratch: Path
 ) -> dict[str, dict[str, Any]]:
     """Read every document once, count it, and lay it into shards of its split, in order."""
-    splits: dict[str, dict[str, Any]] = {s: {"documents": 0, "bytes": 0, "shards": []} for s in ("train", "val")}
-    waiting: dict[str, list[str]] = {"train": [], "val": []}
-    size = dict.fromkeys(waiting, 0)
-
-    def flush(name: str) -> None:
-        if waiting[name]:
-            shard = scratch / f"{name}-{len(splits[name]['shards']):06d}.json"
-            shard.write_text(json.dumps(waiting[name]))
-            splits[name]["shards"].append(str(shard))
-            waiting[name], size[name] = [], 0
-
+    splits: dict[str, dict[str, Any]] = {s: {"documents": 0, "bytes": 0} for s in ("train", "val")}
+    shards = {name: Shards(scratch / name, SHARD) for name in splits}
     for source in sources:
         source |= {"documents": 0, "bytes": 0}
-    bound = _bound(documents(quiet=True), share)
+    bound = held_out_below((text for _, text in documents(quiet=True)), share)
     for number, text in documents():
         sources[number]["documents"] += 1
         sources[number]["bytes"] += len(text.encode())
         for name, piece in _sides(text, bound, share):
-            splits[name]["documents"] += 1
             count = len(piece.encode())
+            splits[name]["documents"] += 1
             splits[name]["bytes"] += count
-            waiting[name].append(piece)
-            size[name] += count
-            if size[name] >= SHARD:
-                flush(name)
+            shards[name].add(piece, count)
     for name in splits:
-        flush(name)
+        splits[name]["shards"] = shards[name].close()
     return splits
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-
-
-def _bound(documents: Iterator[tuple[int, str]], share: float) -> int | None:
-    """The hash below which a document is held out; None if there is a single document, which has to be cut.
-
-    Stops reading as soon as both splits have a document, which in a large corpus is soon.
-    """
-    bound, hashes = int(share * 2**64), set()
-    for _, text in documents:
-        hashes.add(_hash(text))
-        if min(hashes) < bound <= max(hashes):
-            return bound
-    if not hashes:
-        raise UserError("the inputs hold no document")
-    if len(hashes) == 1:
-        return None
-    return min(hashes) + 1 if min(hashes) >= bound else max(hashes)
 
 
 def _sides(text: str, bound: int | None, share: float) -> Iterator[tuple[str, str]]:
     """The split that a document belongs to; of a single document, the last lines are held out."""
     if bound is not None:
-        yield "val" if _hash(text) < bound else "train", text
+        yield "val" if text_hash(text) < bound else "train", text
         return
     if len(text) < 2:
         raise UserError("the inputs hold one character; give a text that can be divided into training and validation")

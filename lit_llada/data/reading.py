@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import hashlib
 import io
@@ -21,31 +22,34 @@ OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 COMPRESSED = {*OPENERS, ".zst"}
 
 
-def list_files(inputs: list[str]) -> list[Path]:
+def list_files(inputs: list[str], kinds: set[str] = TEXT | ROWS) -> list[Path]:
     """The files of the inputs, folders searched through in the order of names, hidden ones left out.
+
+    `kinds` are the endings that are wanted: a readme beside somebody's rows is no row.
 
     Raises:
         UserError: an input does not exist, is of an unknown kind, or is a folder without a file of a known kind.
     """
-    files: list[Path] = []
+    files, known = list[Path](), " ".join(sorted(kinds))
     for given in map(Path, inputs):
         if given.is_dir():
-            inside = sorted(path for path in given.rglob("*") if _wanted(path.relative_to(given)) and path.is_file())
+            inside = sorted(path for path in given.rglob("*") if _wanted(path, given, kinds))
             if not inside:
-                raise UserError(f"input {given}: no {known_kinds()} file in this folder")
+                raise UserError(f"input {given}: no {known} file in this folder")
             files += inside
         elif not given.is_file():
             raise UserError(f"input {given}: no such file or folder")
-        elif not kind_of(given):
-            raise UserError(f"input {given}: unknown kind of file; known are {known_kinds()}, also compressed")
+        elif kind_of(given) not in kinds:
+            raise UserError(f"input {given}: unknown kind of file; known are {known}, also compressed")
         else:
             files.append(given)
     return files
 
 
-def _wanted(path: Path) -> bool:
-    """A known kind of file, and no .git or .venv on the way to it."""
-    return kind_of(path) is not None and not any(part.startswith(".") for part in path.parts)
+def _wanted(path: Path, folder: Path, kinds: set[str]) -> bool:
+    """A file of these kinds, and no .git or .venv on the way to it."""
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return kind_of(path) in kinds and not hidden and path.is_file()
 
 
 def kind_of(path: Path) -> str | None:
@@ -56,25 +60,25 @@ def kind_of(path: Path) -> str | None:
     return suffixes[-1] if suffixes and suffixes[-1] in TEXT | ROWS else None
 
 
-def known_kinds() -> str:
-    return " ".join(sorted(TEXT | ROWS))
-
-
 def read_documents(path: Path, field: str) -> Iterator[str]:
     """The non-empty documents of one file: the file itself, or a field of every row.
 
     Raises:
         UserError: bytes that are not UTF-8, a line that is not a JSON object, a row without the field; with the place.
     """
-    kind = kind_of(path)
-    try:
-        with _open(path) as file:
-            texts = _rows(path, file, kind, field) if kind in ROWS else iter([file.read().decode()])
-            yield from (text for text in texts if text.strip())
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); convert it first") from None
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+    with _opened(path) as file:
+        texts = _texts(path, file, field) if kind_of(path) in ROWS else iter([file.read().decode()])
+        yield from (text for text in texts if text.strip())
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Every row of a .jsonl or .parquet file, with its number from 1 (of the line).
+
+    Raises:
+        UserError: bytes that are not UTF-8, a line that is not a JSON object; with the place.
+    """
+    with _opened(path) as file:
+        yield from _parquet_rows(path, file) if kind_of(path) == ".parquet" else _json_rows(path, file)
 
 
 def file_digest(path: Path) -> str:
@@ -84,6 +88,18 @@ def file_digest(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """The file, unpacked; what goes wrong while it is read is one line."""
+    try:
+        with _open(path) as file:
+            yield file
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); convert it first") from None
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -110,8 +126,8 @@ def _unpack_zstd(packed: bytes) -> bytes:
     return b"".join(parts)
 
 
-def _rows(path: Path, file: IO[bytes], kind: str | None, field: str) -> Iterator[str]:
-    rows = _parquet_rows(path, file, field) if kind == ".parquet" else _json_rows(path, file)
+def _texts(path: Path, file: IO[bytes], field: str) -> Iterator[str]:
+    rows = _parquet_rows(path, file, field) if kind_of(path) == ".parquet" else _json_rows(path, file)
     for place, row in rows:
         text = row.get(field)
         if not isinstance(text, str):
@@ -134,15 +150,11 @@ def _json_rows(path: Path, file: IO[bytes]) -> Iterator[tuple[int, dict[str, Any
             except UnicodeDecodeError:
                 raise UserError(f"{path}:{number}: not UTF-8 text; convert it first") from None
             if not isinstance(row, dict):
-                raise UserError(f"{path}:{number}: a line must be a JSON object with a field {field_hint()}")
+                raise UserError(f"{path}:{number}: a line must be a JSON object, and this is {type(row).__name__}")
             yield number, row
 
 
-def field_hint() -> str:
-    return "that holds the text (--field)"
-
-
-def _parquet_rows(path: Path, file: IO[bytes], field: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _parquet_rows(path: Path, file: IO[bytes], field: str | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
     import pyarrow.parquet
 
     try:
@@ -150,10 +162,10 @@ def _parquet_rows(path: Path, file: IO[bytes], field: str) -> Iterator[tuple[int
     except Exception as error:
         raise UserError(f"{path}: not a parquet file ({error})") from None
     names = table.schema_arrow.names
-    if field not in names:
+    if field is not None and field not in names:
         raise UserError(f"{path}: no column {field!r} (there is {', '.join(names)}); name it with --field")
     number = 0
-    for batch in table.iter_batches(columns=[field]):
-        for text in batch.column(0).to_pylist():
+    for batch in table.iter_batches(columns=None if field is None else [field]):
+        for row in batch.to_pylist():
             number += 1
-            yield number, {field: text}
+            yield number, row

@@ -17,39 +17,41 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lit_llada.data.order import Order
+from lit_llada.data.order import AnyOrder
 from lit_llada.data.packing import Batch, collate
 from lit_llada.errors import UserError
 
 
-class TokenRows:
-    """Random access to the rows of `length` tokens in one folder of LitData chunks, local or remote.
+class Rows:
+    """Random access to the items of one folder of LitData chunks, local or remote.
 
     Opened at the first read and once per process: a reader with its memory maps and its download thread must not
     be carried through a fork.
     """
 
-    def __init__(self, location: str, files: Sequence[str], tokens: Sequence[int], length: int, cache_dir: str | None):
-        self.location, self.files, self.length, self.cache_dir = location, list(files), length, cache_dir
-        self.chunk_rows = [count // length for count in tokens]
+    def __init__(self, location: str, files: Sequence[str], chunk_rows: Sequence[int], cache_dir: str | None) -> None:
+        self.location, self.files, self.cache_dir = location, list(files), cache_dir
+        self.chunk_rows = list(chunk_rows)
         self._stream: Any = None
         self._process = -1
 
     def __len__(self) -> int:
         return sum(self.chunk_rows)
 
-    def __getitem__(self, row: int) -> Tensor:
+    def __getitem__(self, row: int) -> Any:
         if self._process != os.getpid():
             self._open()
-        return self._stream[row].long()
+        return self._stream[row]
+
+    def item_loader(self) -> Any:
+        """LitData's reader of one item."""
+        raise NotImplementedError
 
     def _open(self) -> None:
         os.environ.setdefault("LITDATA_DISABLE_VERSION_CHECK", "1")  # otherwise each start asks the package index
         from litdata import StreamingDataset
-        from litdata.streaming.item_loader import TokensLoader
 
-        loader = TokensLoader(block_size=self.length)
-        self._stream = StreamingDataset(self.location, item_loader=loader, cache_dir=self.cache_dir)
+        self._stream = StreamingDataset(self.location, item_loader=self.item_loader(), cache_dir=self.cache_dir)
         self._process = os.getpid()
         if list(self._stream.subsampled_files) != self.files:
             raise UserError(f"the cached index of {self.location} is not the one there now: empty the cache folder")
@@ -62,11 +64,49 @@ class TokenRows:
         return {**self.__dict__, "_stream": None, "_process": -1}
 
 
-class _Batches(Dataset):
-    """Keys [B] -> Batch. Keys from `limit` on only fill a batch up."""
+class TokenRows(Rows):
+    """Rows of `length` tokens; `tokens` are how many each chunk has."""
 
-    def __init__(self, sources: Sequence[TokenRows], order: Order, eos_id: int, limit: int = sys.maxsize) -> None:
-        self.sources, self.order, self.eos_id, self.limit = sources, order, eos_id, limit
+    def __init__(self, location: str, files: Sequence[str], tokens: Sequence[int], length: int, cache_dir: str | None):
+        super().__init__(location, files, [count // length for count in tokens], cache_dir)
+        self.length = length
+
+    def __getitem__(self, row: int) -> Tensor:
+        return super().__getitem__(row).long()
+
+    def item_loader(self) -> Any:
+        from litdata.streaming.item_loader import TokensLoader
+
+        return TokensLoader(block_size=self.length)
+
+
+class RecordRows(Rows):
+    """Records of any length: the ids of a conversation and where its answers are (of a pair: twice that)."""
+
+    def __getitem__(self, row: int) -> list[Tensor]:
+        return super().__getitem__(row)
+
+    def item_loader(self) -> Any:
+        from litdata.streaming.item_loader import PyTreeLoader
+
+        return PyTreeLoader(batch_decode=0)  # the one record that was asked for, not its neighbours
+
+
+class Batches(Dataset):
+    """Keys [B] -> a batch: what stands at these places of `order`. Keys from `limit` on only fill a batch up."""
+
+    order: AnyOrder
+    limit = sys.maxsize
+
+    def __getitem__(self, keys: np.ndarray) -> Any:
+        raise NotImplementedError
+
+
+class TextBatches(Batches):
+    """Keys [B] -> Batch."""
+
+    def __init__(self, sources: Sequence[TokenRows], order: AnyOrder, eos_id: int) -> None:
+        self.sources, self.order, self.eos_id = sources, order, eos_id
 
     def __getitem__(self, keys: np.ndarray) -> Batch:
         folder, row = self.order.locate(keys)
@@ -78,7 +118,7 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-def _load(batches: _Batches, keys: Iterator[np.ndarray], num_workers: int) -> DataLoader:
+def _load(batches: Batches, keys: Iterator[np.ndarray], num_workers: int) -> DataLoader:
     return DataLoader(
         batches,
         batch_size=None,  # an "index" is then handed on as it is: the keys of a whole batch
@@ -101,9 +141,7 @@ class TrainingLoader:
 
     def __init__(
         self,
-        sources: Sequence[TokenRows],
-        order: Order,
-        eos_id: int,
+        dataset: Batches,
         batch_size: int,
         batches: int,
         *,
@@ -113,7 +151,7 @@ class TrainingLoader:
         num_workers: int = 0,
         identity: dict[str, Any] | None = None,
     ) -> None:
-        self.dataset = _Batches(sources, order, eos_id)
+        self.dataset = dataset
         self.batch_size, self.batches, self.rank, self.world = batch_size, batches, rank, world
         self.accumulate, self.num_workers, self.identity = accumulate, num_workers, identity or {}
         self.origin = self.position = 0  # rows of the global order used before this run, and by now
@@ -121,7 +159,7 @@ class TrainingLoader:
     def __len__(self) -> int:
         return self.batches
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         size, step = self.batch_size, self.batch_size * self.world
         starts = range(self.position + self.rank * size, sys.maxsize, step)
         for batch in _load(self.dataset, (np.arange(s, s + size) for s in starts), self.num_workers):
@@ -154,9 +192,7 @@ class ValidationLoader:
 
     def __init__(
         self,
-        sources: Sequence[TokenRows],
-        order: Order,
-        eos_id: int,
+        dataset: Batches,
         batch_size: int,
         limit: int | None = None,
         *,
@@ -164,7 +200,7 @@ class ValidationLoader:
         world: int = 1,
         num_workers: int = 0,
     ) -> None:
-        rows = order.rows_per_epoch
+        rows = dataset.limit = dataset.order.rows_per_epoch
         count = min(limit or rows, rows)
         whole, tail = divmod(count, batch_size * world)
         sizes = [batch_size] * whole + ([-(-tail // world)] if tail else [])
@@ -174,10 +210,10 @@ class ValidationLoader:
         self.keys = [
             keys[e - (world - rank) * s : e - (world - rank - 1) * s] for s, e in zip(sizes, ends, strict=True)
         ]
-        self.dataset, self.num_workers = _Batches(sources, order, eos_id, rows), num_workers
+        self.dataset, self.num_workers = dataset, num_workers
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         yield from _load(self.dataset, iter(self.keys), self.num_workers)

@@ -50,8 +50,9 @@ def make(root: Path, name: str, first: int = 0, count: int = 40, val_count: int 
                 loader = TokensLoader()
                 optimize(documents, inputs, str(folder / split), chunk_size=600, item_loader=loader, **options)
             for c in json.loads((folder / split / "index.json").read_text())["chunks"]:
-                sha = hashlib.sha256((folder / split / c["filename"]).read_bytes()).hexdigest()
-                entries.append({"file": c["filename"], "sha256": sha, "tokens": c["dim"]})
+                content = (folder / split / c["filename"]).read_bytes()
+                sha = hashlib.sha256(content).hexdigest()
+                entries.append({"file": c["filename"], "sha256": sha, "bytes": len(content), "tokens": c["dim"]})
         tokens = sum(c["tokens"] for c in entries)
         splits[split] = {"tokens": tokens, "documents": numbers[1], "bytes": tokens - numbers[1], "chunks": entries}
     splits["val"]["unigram_nll"] = 3.0

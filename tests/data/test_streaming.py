@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_llada.data.order import Order, permute
-from lit_llada.data.streaming import TokenRows, TrainingLoader, ValidationLoader
+from lit_llada.data.streaming import TextBatches, TokenRows, TrainingLoader, ValidationLoader
 from lit_llada.errors import UserError
 
 IDENTITY = {"seed": 3, "length": 2, "data": ["abc"]}
@@ -38,7 +38,7 @@ class Numbered:
 
 def training(order: Order, batch_size: int = 4, **options) -> TrainingLoader:
     sources = [Numbered(d) for d in range(len(order.folders))]
-    return TrainingLoader(sources, order, EOS, batch_size, 100, identity=IDENTITY, **options)
+    return TrainingLoader(TextBatches(sources, order, EOS), batch_size, 100, identity=IDENTITY, **options)
 
 
 def read(loaders: list, batches: int) -> list[tuple[int, int, int]]:
@@ -196,7 +196,8 @@ def test_reading_leaves_the_global_generator_alone_and_no_process_behind() -> No
 def test_validation_reads_each_row_once_and_all_ranks_alike(rows: int, batch_size: int, world: int, limit) -> None:
     order = Order([[rows], [3]], seed=None)
     sources = [Numbered(0), Numbered(1)]
-    loaders = [ValidationLoader(sources, order, EOS, batch_size, limit, rank=r, world=world) for r in range(world)]
+    texts = TextBatches(sources, order, EOS)
+    loaders = [ValidationLoader(texts, batch_size, limit, rank=r, world=world) for r in range(world)]
     shares = [list(loader) for loader in loaders]
     shapes = [[b.tokens.shape[0] for b in share] for share in shares]
     assert all(s == shapes[0] for s in shapes)
@@ -252,7 +253,7 @@ def test_rows_of_real_chunks(chunks: Path, tmp_path: Path, remote: bool, workers
     starts = [sum(tokens[:c]) + 16 * i for c, t in enumerate(tokens) for i in range(t // 16)]
     assert len(rows) == len(starts) > 400
     order = Order([rows.chunk_rows], seed=1, window=2 if remote else 0)
-    loader = TrainingLoader([rows], order, EOS, 8, 0, num_workers=workers)
+    loader = TrainingLoader(TextBatches([rows], order, EOS), 8, 0, num_workers=workers)
     got = torch.cat([batch.tokens for batch in islice(loader, len(rows) // 8)])
     assert got.dtype == torch.int64
     assert torch.equal(got, got[:, :1] + torch.arange(16))

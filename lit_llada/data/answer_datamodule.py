@@ -1,0 +1,113 @@
+"""Which answers does a run train on? Conversations or preference pairs out of prepared folders."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from lit_llada.data.answers import AnswerBatches, Eos, Layout, Turns
+from lit_llada.data.chat import ChatTemplate
+from lit_llada.data.folder import DataFolder
+from lit_llada.data.order import AnyOrder, Buckets, Order
+from lit_llada.data.prepared import PreparedDataModule
+from lit_llada.data.streaming import RecordRows
+from lit_llada.errors import UserError
+
+
+class AnswerDataModule(PreparedDataModule):
+    """Prompts with answers, for fine-tuning or preference optimisation, out of folders made by `lit-llada prepare`.
+
+    Args:
+        path: One folder of `prepare chat` or of `prepare preference`, several, or folder -> weight for a mixture.
+        length: Tokens in a row: of a packed one exactly, of a padded one at most.
+        batch_size: Conversations, or pairs, in a batch of one rank.
+        layout: ``padded``: one to a row, as long as the longest of the batch; ``packed``: best fit into rows of
+            `length` tokens, each seeing only itself.
+        eos: What follows an answer. ``batch``: EOS up to the longest of the batch, part of the answer (LLaDA's SFT;
+            needs padded rows). ``one``: nothing but its own end (VRPO). ``block``: EOS up to a multiple of
+            `block_length` tokens, part of the answer (block diffusion).
+        block_length: For ``eos: block``.
+        turns: ``one``: a single answer of each dialogue with what comes before it, another one each epoch (LLaDA's
+            SFT); ``all``: every answer of the dialogue in one sample.
+        bucketing: Put conversations of like length together (in training), so that little is padding. With
+            ``eos: batch`` that also takes away the long runs of EOS by which a model learns to end early: leave it off.
+        val_rows: Validate on this many records, spread evenly over the validation split (default: all).
+        num_workers: Reading processes; the batches are the same.
+        seed: Of the order of the records, and of the choice of turns.
+        shuffle_window: Shuffle the chunks, then records inside windows of so many chunks; 0: all at once.
+            Default: 0 for local folders, 8 for remote ones.
+        cache_dir: Where LitData keeps fetched chunks.
+        verify: Compare the hash of every chunk with the manifest's before training (reads all data once).
+
+    Raises:
+        UserError: at `setup`, for whatever cannot be trained on; all ranks raise together.
+    """
+
+    def __init__(
+        self,
+        path: str | list[str] | dict[str, float] = "data/repl",
+        length: int = 512,
+        batch_size: int = 16,
+        layout: Layout = "padded",
+        eos: Eos = "batch",
+        block_length: int = 32,
+        turns: Turns = "one",
+        bucketing: bool = False,
+        val_rows: int | None = None,
+        num_workers: int = 0,
+        seed: int = 1,
+        shuffle_window: int | None = None,
+        cache_dir: str | None = None,
+        verify: bool = False,
+    ) -> None:
+        super().__init__(path, batch_size, val_rows, num_workers, seed, shuffle_window, cache_dir, verify)
+        self.length, self.layout, self.eos, self.block_length = length, layout, eos, block_length
+        self.turns, self.bucketing = turns, bucketing
+
+    numbers: ClassVar[dict[str, int]] = {"length": 1, "block_length": 1, **PreparedDataModule.numbers}
+
+    @property
+    def kind(self) -> str:
+        """``chat`` or ``preference``."""
+        return self.folders[0].kind
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """The template that the (first) folder was prepared with."""
+        return ChatTemplate(**self.manifest["chat_template"])
+
+    def check(self, folder: DataFolder) -> None:
+        if folder.kind == "text":
+            raise UserError(
+                f"{folder.location} holds text, not answers: train on it with DiffusionDataModule, or give a folder"
+                " made by `lit-llada prepare chat` or `lit-llada prepare preference`"
+            )
+        if self.layout == "packed" and self.eos == "batch":
+            raise UserError(
+                "data.eos is batch, but data.layout is packed, where nothing is the longest of the batch: set data.eos"
+                " to one or block, or data.layout to padded"
+            )
+        longest = max(int(lengths.max()) for lengths in folder.lengths.values())
+        filled = longest + (self.block_length - 1 if self.eos == "block" else 0)
+        if filled > self.length:
+            more = f", and up to {filled - longest} EOS follow" if filled > longest else ""
+            raise UserError(
+                f"data.length is {self.length}, but a record of {folder.location} has {longest} tokens{more}: set"
+                f" data.length to {filled}, or prepare with a smaller --max_length"
+            )
+
+    def open_rows(self, folder: DataFolder, split: str) -> RecordRows:
+        return folder.records(split, self.cache_dir)
+
+    def batches(self, split: str, order: AnyOrder) -> AnswerBatches:
+        return AnswerBatches(self.rows[split], order, self.eos_id, self.length, seed=self.seed, **self.options())
+
+    def regrouped(self, order: Order) -> AnyOrder:
+        if not self.bucketing:
+            return order
+        return Buckets(order, [folder.lengths["train"].max(1) for folder in self.folders], self.seed)
+
+    def meaning(self) -> dict[str, Any]:
+        return {"bucketing": self.bucketing}
+
+    def options(self) -> dict[str, Any]:
+        return {"layout": self.layout, "eos": self.eos, "block_length": self.block_length, "turns": self.turns}
