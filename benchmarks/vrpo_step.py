@@ -1,0 +1,125 @@
+"""How fast is a VRPO step, and how much memory does it take, against the same step written plainly?
+
+n = 8 draws, two preference pairs, prompts and answers of 64 tokens each, V 32,768, d 256, 6 layers. Plainly: two
+models, logits of every position through the whole vocabulary, and all draws in one graph. Ours: only masked tokens of
+the answers meet the vocabulary, two passes with one draw's graph at a time, and a reference that is a frozen twin
+(live) or a file (cached). Same weights, same masks; the gradients are compared before the clock starts.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.plain import PlainTransformer
+from benchmarks.timing import arguments, compare, peak_memory, table, verdict
+from lit_llada.backbone.config import BackboneConfig
+from lit_llada.backbone.transformer import Backbone
+from lit_llada.data.packing import AnswerBatch
+from lit_llada.modules.answers import predict
+from lit_llada.modules.vrpo import sum_over_answers
+from lit_llada.objectives.preference import (
+    Draws,
+    Estimator,
+    draw_masks,
+    estimate,
+    preference_loss,
+    score,
+    two_pass,
+)
+
+PAIRS, PROMPT, ANSWER, VOCABULARY, BETA = 2, 64, 64, 32_768, 0.2
+SPEED_BAR, MEMORY_BAR = 1.5, 3.0
+
+
+def make_batch() -> AnswerBatch:
+    """Random pairs, one answer to a row."""
+    rows, length = 2 * PAIRS, PROMPT + ANSWER
+    tokens = torch.randint(VOCABULARY - 1, (rows, length))
+    answers = torch.arange(ANSWER) + PROMPT + torch.arange(rows)[:, None] * length
+    keys = torch.arange(PAIRS).repeat(2)
+    return AnswerBatch(tokens, torch.zeros_like(tokens), answers, keys, keys)
+
+
+def loss_of(draws: Draws, sums: Tensor, reference: Tensor) -> Tensor:
+    policy, tied = (estimate(draws, x).view(2, -1) for x in (sums, reference))
+    return preference_loss(score(policy, tied, BETA), BETA).sum()
+
+
+def our_step(net: Backbone, twin: Backbone | None, cache: Tensor, batch: AnswerBatch, draws: Draws) -> None:
+    """Gradients of a step; with a twin the reference is asked, without one the cache is read."""
+
+    def sums_of(model: Backbone, draw: int) -> Tensor:
+        return sum_over_answers(predict(model, batch, draws.masked[draw], VOCABULARY - 1), 2 * PAIRS)
+
+    if twin is not None:
+        with torch.no_grad():
+            cache = torch.stack([sums_of(twin, draw) for draw in range(len(draws.masked))])
+    rest, _ = two_pass(lambda draw: (sums_of(net, draw), None), len(draws.masked), lambda s: loss_of(draws, s, cache))
+    rest.backward()
+
+
+def plain_sums(model: PlainTransformer, batch: AnswerBatch, draws: Draws) -> Tensor:
+    """``[n, 2P]`` with the logits of every position, draw by draw."""
+    found = []
+    for masked in draws.masked:
+        where = F.pad(masked, (PROMPT, 0))
+        logits = model(torch.where(where, VOCABULARY - 1, batch.tokens)).float()
+        logs = logits.log_softmax(-1).gather(-1, batch.tokens[..., None]).squeeze(-1)
+        found.append((logs * where).sum(1))
+    return torch.stack(found)
+
+
+def plain_step(model: PlainTransformer, twin: PlainTransformer, batch: AnswerBatch, draws: Draws) -> None:
+    with torch.no_grad():
+        reference = plain_sums(twin, batch, draws)
+    loss_of(draws, plain_sums(model, batch, draws), reference).backward()
+
+
+def main() -> None:
+    args = arguments(__doc__)
+    config = BackboneConfig(vocab_size=VOCABULARY, d_model=256, n_layers=6, n_heads=4, ff_dim=768)
+    rows = []
+    for dtype in (torch.bfloat16, torch.float32):
+        net = Backbone(config)
+        twin = copy.deepcopy(net).requires_grad_(False)
+        for parameter in net.parameters():  # a policy that has moved away from its reference
+            parameter.data += 0.02 * parameter.std() * torch.randn_like(parameter)
+        plain, plain_twin = (PlainTransformer(config).copy_from(n) for n in (net, twin))
+        batch = make_batch()
+        draws = draw_masks(batch.lengths, torch.arange(2 * PAIRS), 1, Estimator(), ANSWER)
+        with torch.no_grad():
+            cache = plain_sums(plain_twin, batch, draws)
+
+        def within(step: Callable[[], None], *nets: torch.nn.Module) -> Callable[[], None]:
+            def run() -> None:
+                for one in nets:
+                    one.zero_grad()
+                with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):  # noqa: B023
+                    step()
+
+            return run
+
+        slow = within(lambda: plain_step(plain, plain_twin, batch, draws), plain)  # noqa: B023
+        for name, reference in {"live": twin, "cached": None}.items():
+            fast = within(lambda: our_step(net, reference, cache, batch, draws), net)  # noqa: B023
+            fast(), slow()
+            mine, theirs = net.embed.weight.grad, plain.embed_tokens.weight.grad
+            difference = float((mine - theirs).norm() / theirs.norm())
+            times = compare(fast, slow, 2 if args.quick else 7, warmup=1)
+            ours, big = peak_memory(fast) / 2**20, peak_memory(slow) / 2**20
+            rows.append(
+                [f"{str(dtype)[6:]}, {name}", f"{times.slow:.2f}", f"{times.fast:.2f}", f"{times.ratio:.2f}",
+                 f"{times.low:.2f}-{times.high:.2f}", verdict(times.ratio, SPEED_BAR), f"{big:,.0f}", f"{ours:,.0f}",
+                 verdict(big / ours, MEMORY_BAR), f"{difference:.0e}"]
+            )  # fmt: skip
+    columns = ["", "plain s", "ours s", "ratio", "quartiles", "bar", "plain MiB", "ours MiB", "bar", "gradient differs"]
+    table("VRPO step, n = 8: median of interleaved pairs; peak extra memory", columns, rows)
+
+
+if __name__ == "__main__":
+    main()
