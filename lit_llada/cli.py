@@ -27,7 +27,7 @@ VERBS = {
     ),
     "prepare": ("lit_llada.cli:prepare", "text and code -> tokenizer, chunks, manifest; --check verifies them"),
     "consolidate": ("lit_llada.cli:consolidate", "a sharded checkpoint folder -> one file that any strategy loads"),
-    "convert": ("lit_llada.cli_convert:convert", "published folders -> a checkpoint to start from, and back"),
+    "convert": ("lit_llada.cli_convert:convert", "published folders -> a checkpoint to start from, and back; dense -> sparse"),
 }
 
 HELP = """\

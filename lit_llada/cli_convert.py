@@ -1,4 +1,4 @@
-"""``convert import`` and ``convert export``: published folders to checkpoints of this kit, and back."""
+"""``convert``: published folders to checkpoints of this kit, and back, and dense nets to sparse ones."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ DType = Literal["float32", "bfloat16", "float16"]
 USAGE = """\
 usage: lit-llada convert import SOURCE TARGET    a published folder, or org/name on the hub -> one file to start from
        lit-llada convert export SOURCE TARGET    a checkpoint of a run -> a folder in the published layout
+       lit-llada convert upcycle SOURCE TARGET   a dense checkpoint -> a sparse one that computes the same at first
 
   lit-llada convert import GSAI-ML/LLaDA-8B-Base models/llada-8b.ckpt --dtype bfloat16
   lit-llada convert import ./Qwen3-0.6B-Base models/start.ckpt     # autoregressive; becomes bidirectional, with a mask
   lit-llada convert export runs/demo/checkpoints/step=0002000.ckpt exported/demo --dtype bfloat16
+  lit-llada convert upcycle runs/demo/checkpoints/step=0002000.ckpt models/moe.ckpt --n_experts 8 --experts_per_token 2
 
 The families are LLaDA, LLaDA-MoE, and Llama, Qwen2, Qwen3 to start from. lit-llada convert import --help (or export
 --help) lists the options.
@@ -31,10 +33,10 @@ def convert(words: list[str]) -> int:
     if words[:1] in (["-h"], ["--help"]):
         print(USAGE)
         return 0
-    ways: dict[str, Callable[..., None]] = {"import": import_folder, "export": export_folder}
+    ways: dict[str, Callable[..., None]] = {"import": import_folder, "export": export_folder, "upcycle": upcycle_net}
     if not words or words[0] not in ways:
         said = f"convert: {words[0]!r} is no direction" if words else "convert: no direction"
-        raise UserError(f"{said}; say lit-llada convert import SOURCE TARGET or lit-llada convert export SOURCE TARGET")
+        raise UserError(f"{said}; say lit-llada convert import, export or upcycle, then SOURCE TARGET")
     way = ways[words[0]]
     parser = Parser(prog=f"lit-llada convert {words[0]}", description=(way.__doc__ or "").split("\n")[0])
     parser.add_argument("source", type=str, help="the checkpoint to read")
@@ -102,6 +104,39 @@ def export_folder(
         "with its tokenizer" if checkpoint.tokenizer else "without a tokenizer: none was found, --tokenizer gives one"
     )
     print(f"{target}: {checkpoint.net.config.parameter_count():,} parameters, {found}")
+
+
+def upcycle_net(
+    source: str,
+    target: str,
+    n_experts: int = 8,
+    experts_per_token: int = 2,
+    renormalize: bool = False,
+    dense_layers: list[int] = [],  # noqa: B006  (shown by --help; nobody writes to it)
+    seed: int = 0,
+) -> None:
+    """A dense checkpoint -> one file with a mixture of experts that computes the same, to be trained on.
+
+    Args:
+        source: a checkpoint of any kind.
+        target: the file to write, for ``fit --model.init_from``.
+        n_experts: experts of each sparse layer, all of them copies of its dense MLP.
+        experts_per_token: how many of them each token visits.
+        renormalize: divide their weights by their sum (LLaDA-MoE does not; experts come apart sooner).
+        dense_layers: numbers of the layers that stay dense.
+        seed: of the routers.
+    """
+    from lit_llada.checkpoint.load import load_checkpoint
+    from lit_llada.checkpoint.runs import write_run
+    from lit_llada.checkpoint.upcycle import upcycle
+
+    _refuse_existing(target)
+    found = load_checkpoint(source)
+    net = upcycle(
+        found.net, n_experts, experts_per_token, renormalize=renormalize, dense_layers=dense_layers, seed=seed
+    )
+    write_run(net, found.mask_id, found.files, Path(target))
+    print(f"{target}: {net.config.parameter_count():,} parameters, {n_experts} experts, {experts_per_token} a token")
 
 
 def _refuse_existing(target: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,15 @@ def test_fit_commands_parse(command: str, capsys: pytest.CaptureFixture[str], mo
         main([*command.split("#")[0].split()[1:], "--print_config"])
     assert stop.value.code == 0
     assert "class_path: lit_llada.modules.pretraining.PretrainingModule" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.split()[1] in ("sample", "chat", "calibrate", "convert")])
+def test_commands_on_checkpoints_parse(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """All options are known: what is refused is the checkpoint, which nobody has under that name."""
+    assert main(shlex.split(command, comments=True)[1:]) == 2
+    assert re.search(
+        r"(CHECKPOINT|runs/\S+|models/\S+|LLaDA-8B-Base): no such|questions.jsonl cannot", capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make")])

@@ -126,10 +126,10 @@ def random_length(length: int, share: float, seed: int, step: int) -> int:
 
 
 def _mix(x: Tensor) -> Tensor:
-    x = x + -7046029254386353131  # 0x9E3779B97F4A7C15, as a signed number
-    x = (x ^ _shift(x, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
-    x = (x ^ _shift(x, 27)) * -7723592293110705685  # 0x94D049BB133111EB
-    return x ^ _shift(x, 31)
+    x = x + -7046029254386353131  # 0x9E3779B97F4A7C15, as a signed number; a new tensor, changed in place from here on
+    x.bitwise_xor_(_shift(x, 30)).mul_(-4658895280553007687)  # 0xBF58476D1CE4E5B9
+    x.bitwise_xor_(_shift(x, 27)).mul_(-7723592293110705685)  # 0x94D049BB133111EB
+    return x.bitwise_xor_(_shift(x, 31))
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:

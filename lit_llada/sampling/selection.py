@@ -15,7 +15,8 @@ from lit_llada.sampling.plan import Plan
 
 # Streams of the keyed noise: which token, whose turn.
 TOKEN, TURN = 101, 102
-NOISY_ROWS = 64
+# Numbers of noise made at once: on a CPU they stay in the cache, which makes a draw about twice as fast.
+NOISE = {"cpu": 2**18, "cuda": 2**24}
 
 
 class Candidates:
@@ -131,9 +132,9 @@ def _draw(logits: Tensor, temperature: float, keys: tuple[Tensor, int, Tensor]) 
     if temperature == 0:
         return logits.argmax(1)
     vocabulary = torch.arange(logits.shape[1], device=logits.device)
-    tokens = []
-    for first in range(0, len(logits), NOISY_ROWS):  # the noise is wider than the logits: not all of it at once
-        part = slice(first, first + NOISY_ROWS)
+    tokens, rows = [], max(1, NOISE.get(logits.device.type, 2**24) // logits.shape[1])
+    for first in range(0, len(logits), rows):
+        part = slice(first, first + rows)
         noise = keyed_uniform(keys[0][part, None], keys[1], keys[2][part, None], TOKEN, vocabulary)
         tokens.append((logits[part].double() - temperature * torch.log(-torch.log(noise))).argmax(1))
     return torch.cat(tokens) if tokens else logits.argmax(1)

@@ -23,10 +23,10 @@ class Plain(L.Callback):
 
     def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
         self.tokens += outputs["masked"].numel()
-        for row, nll in zip(outputs["rows"].tolist(), outputs["nll"].tolist(), strict=True):
-            b = row // outputs["masked"].shape[1]
-            self.bound += nll / float(outputs["p_mask"][b])
-            self.deciles.setdefault(int(float(outputs["t"][b]) * 10), []).append(nll)
+        assert len(outputs["nll"]) == int(outputs["masked"].sum())
+        for nll, t, p_mask in zip(*(outputs[name].tolist() for name in ("nll", "t", "p_mask")), strict=True):
+            self.bound += nll / p_mask
+            self.deciles.setdefault(int(t * 10), []).append(nll)
 
 
 def test_it_equals_a_plain_computation(toy: Any) -> None:

@@ -190,7 +190,7 @@ def test_convert_import_and_back(tmp_path: Path, capsys: Any) -> None:
     [
         (["--help"], 0, "convert import GSAI-ML/LLaDA-8B-Base"),
         (["export", "--help"], 0, "--max_shard_size"),
-        ([], 2, "convert: no direction; say lit-llada convert import SOURCE TARGET"),
+        ([], 2, "convert: no direction; say lit-llada convert import, export or upcycle"),
         (["turn", "a", "b"], 2, "convert: 'turn' is no direction"),
         (["import", "gone", "x"], 2, "gone: no such file or folder"),
         (["export", str(GOLDEN / "dense_a"), "{tmp}"], 2, "exists; remove it or give another name"),
@@ -210,3 +210,17 @@ def test_convert_teaches(words: list[str], status: int, said: str, tmp_path: Pat
     captured = capsys.readouterr()
     assert result == status and said in (captured.out if status == 0 else captured.err), captured
     assert "Traceback" not in captured.err and not list(tmp_path.iterdir())
+
+
+def test_convert_upcycle(tmp_path: Path, capsys: Any) -> None:
+    target, tokens = tmp_path / "moe.ckpt", torch.tensor([[3, 1, 4, 1, 5]])
+    words = ["convert", "upcycle", str(GOLDEN / "dense_a"), str(target)]
+    assert main([*words, "--n_experts", "4", "--experts_per_token", "2", "--renormalize", "true"]) == 0
+    assert "4 experts, 2 a token" in capsys.readouterr().out
+    net = load_net(target)
+    assert net.config.n_experts == 4
+    with torch.no_grad():
+        dense = load_net(GOLDEN / "dense_a")(tokens)
+        torch.testing.assert_close(net(tokens), dense, rtol=0, atol=1e-4)
+    assert main([*words, "--n_experts", "4"]) == 2
+    assert "exists" in capsys.readouterr().err
