@@ -83,5 +83,5 @@ class DiffusionDataModule(PreparedDataModule):
         """Bits per byte of models without a net on the validation text (several folders: weighted by bytes)."""
         splits = [m["splits"]["val"] for m in self.manifests]
         total = sum(s["bytes"] for s in splits)
-        names = splits[0]["reference_bits_per_byte"]
+        names = splits[0].get("reference_bits_per_byte", {})  # folders of an earlier version have none
         return {n: sum(s["reference_bits_per_byte"][n] * s["bytes"] for s in splits) / total for n in names}
