@@ -19,6 +19,7 @@ VERBS = {
     "fit": ("lit_llada.cli_training:fit", "train; the same command again resumes where it stopped"),
     "validate": ("lit_llada.cli_training:validate", "the validation bound of a run's newest checkpoint"),
     "test": ("lit_llada.cli_training:test", "the same over the test loader"),
+    "reference": ("lit_llada.cli_training:reference", "VRPO: what the reference says of every pair, once, into a file"),
     "sample": ("lit_llada.cli_sample:sample", "continue prompts, answer messages, fill gaps"),
     "chat": ("lit_llada.cli_sample:chat", "converse at a terminal, the canvas in sight"),
     "calibrate": (
@@ -151,6 +152,8 @@ def _explained(error: Exception) -> str | None:
 
     if type(error).__name__ == "MisconfigurationException":  # Lightning's word for a wrong option
         return str(error)
+    if isinstance(error, OSError) and error.filename and error.strerror and error.errno != errno.ENOSPC:
+        return f"{error.filename}: {error.strerror}"
     for cause in causes(error):
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             where = f" while writing {cause.filename}" if cause.filename else ""

@@ -21,7 +21,7 @@ from lit_llada.apps.screen import END, MASK, printable
 from lit_llada.apps.settings import Settings, writing
 from lit_llada.data.chat import ChatTemplate
 from lit_llada.sampling.canvas import Specials
-from lit_llada.sampling.film import write_film
+from lit_llada.sampling.film import check_name, write_film
 
 if TYPE_CHECKING:
     from lit_llada.checkpoint.load import Checkpoint
@@ -66,6 +66,8 @@ def sample(
     """
     tokenizer, specials, plan = checkpoint.tokenizer, special_ids(checkpoint, template), settings.plan
     assert tokenizer is not None, "the command line has asked for one"
+    if film is not None:
+        check_name(film)
     rows = make_rows(
         prompts,
         tokenizer,

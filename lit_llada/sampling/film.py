@@ -39,6 +39,16 @@ SOFT = "#5b6470"
 MOST_FRAMES, LENGTH = 120, 10_000  # and the longest that it gets: pictures of a trace, milliseconds
 
 
+def check_name(path: str | Path) -> None:
+    """Refuse a film of an unknown kind; before hours of sampling, too.
+
+    Raises:
+        UserError: neither .html nor .gif.
+    """
+    if Path(path).suffix not in (".html", ".gif"):
+        raise UserError(f"film {path}: a film is an .html or a .gif file; name it so")
+
+
 def write_film(path: str | Path, traces: Mapping[str, Trace], piece: Piece, title: str = "Denoising") -> None:
     """Write what happened as a page (``.html``) or a moving picture (``.gif``).
 
@@ -52,8 +62,7 @@ def write_film(path: str | Path, traces: Mapping[str, Trace], piece: Piece, titl
         UserError: another kind of file, no trace, or a place where no file can be written.
     """
     path = Path(path)
-    if path.suffix not in (".html", ".gif"):
-        raise UserError(f"film {path}: a film is an .html or a .gif file; name it so")
+    check_name(path)
     if not traces:
         raise UserError(f"film {path}: there is no trace to show; sample something first")
     unfinished = path.with_name(f".{path.name}.part")
