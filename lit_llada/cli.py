@@ -26,9 +26,16 @@ VERBS = {
         "lit_llada.cli_sample:calibrate",
         "the cheapest sampler that answers as well; saved with the checkpoint",
     ),
+    "evaluate": (
+        "lit_llada.cli_evaluate:evaluate",
+        "exact match by template, checkpoints compared question by question",
+    ),
     "prepare": ("lit_llada.cli:prepare", "text and code -> tokenizer, chunks, manifest; --check verifies them"),
     "consolidate": ("lit_llada.cli:consolidate", "a sharded checkpoint folder -> one file that any strategy loads"),
-    "convert": ("lit_llada.cli_convert:convert", "published folders -> a checkpoint to start from, and back; dense -> sparse"),
+    "convert": (
+        "lit_llada.cli_convert:convert",
+        "published folders -> a start for training, and back; dense to sparse",
+    ),
 }
 
 HELP = """\
@@ -102,10 +109,15 @@ def prepare(words: list[str]) -> int:
         print(f"{words[1]}: complete, every hash as in its manifest")
         return 0
     if words[:1] in (["-h"], ["--help"]):
-        print(f"usage: {usage}\n\nFor text there may stand chat or preference; each has a --help of its options.")
+        print(
+            f"usage: {usage}\n\nFor text there may stand chat or preference; each has a --help of its options."
+            "\nprepare preference --from CHECKPOINT draws the pairs from a model; so has that."
+        )
         return 0
     if not words:
         raise UserError(f"usage: {usage}")
+    if words[0] == "preference" and any(word.partition("=")[0] == "--from" for word in words):
+        return _function("lit_llada.cli_evaluate:prepare_drawn")(words[1:]) or 0
     if words[0] not in kinds:
         raise UserError(f"prepare: {words[0]!r} is not a kind of data, as {', '.join(kinds)} are; {usage}")
     from lit_llada.cli_parser import Parser
