@@ -57,7 +57,7 @@ out. A table is printed; a figure, the numbers (JSON) and the chosen plan are wr
 under the key "lit_llada" of its generation config: sample and chat take it from there."""
 
 
-class _Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+class Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Examples keep their lines."""
 
 
@@ -147,7 +147,7 @@ def context_length(checkpoint: Checkpoint) -> int | None:
 
 def _parser(verb: str, rest: str, description: str) -> Parser:
     usage = f"lit-llada {verb} CHECKPOINT {rest} [options]"
-    parser = Parser(prog=f"lit-llada {verb}", usage=usage, description=description, formatter_class=_Help)
+    parser = Parser(prog=f"lit-llada {verb}", usage=usage, description=description, formatter_class=Help)
     parser.add_argument("checkpoint", type=str, metavar="CHECKPOINT", help="a folder, org/name on the hub, a .ckpt")
     names = ", ".join(PRESETS)
     parser.add_argument("--preset", type=str | None, default=None, help=f"of the plan: {names}")
@@ -186,7 +186,7 @@ def _load(options: dict[str, Any]) -> tuple[Checkpoint, Settings]:
     choose_plan(options["preset"], {})  # a mistyped name is told before the weights are read
     from lit_llada.checkpoint.load import load_checkpoint
 
-    path, device = options["checkpoint"], _device(options["device"])
+    path, device = options["checkpoint"], pick_device(options["device"])
     checkpoint = load_checkpoint(
         path, _dtype(options["dtype"]), device, ema=options["ema"], tokenizer=options["tokenizer"]
     )
@@ -213,7 +213,7 @@ def _template(options: dict[str, Any], checkpoint: Checkpoint) -> ChatTemplate:
     return template
 
 
-def _device(name: str) -> str:
+def pick_device(name: str) -> str:
     import torch
 
     if name == "auto":

@@ -72,9 +72,9 @@ def prepare_chat(
         UserError: an input is missing or malformed (with file and row), or ``out`` cannot be used.
     """
     drawn = f"REPL lines over the words of Python {platform.python_version()}"
-    embedded = _Embedded(drawn, topics, {"size": size, "seed": seed}, repl_rows)
-    model = _Model(tokenizer, template, max_length, long)
-    return _prepare("chat", inputs, out, embedded, model, val_fraction, workers, chunk_mb, overwrite)
+    embedded = Embedded(drawn, topics, {"size": size, "seed": seed}, repl_rows)
+    model = Model(tokenizer, template, max_length, long)
+    return prepare_records("chat", inputs, out, embedded, model, val_fraction, workers, chunk_mb, overwrite)
 
 
 def prepare_preference(
@@ -117,36 +117,42 @@ def prepare_preference(
         UserError: an input is missing or malformed (with file and row), or ``out`` cannot be used.
     """
     drawn = f"functions of the standard library of Python {platform.python_version()} and their twins"
-    embedded = _Embedded(drawn, modules, {"max_chars": max_chars, "seed": seed}, twin_rows)
-    model = _Model(tokenizer, template, max_length, long)
-    return _prepare("preference", inputs, out, embedded, model, val_fraction, workers, chunk_mb, overwrite)
+    embedded = Embedded(drawn, modules, {"max_chars": max_chars, "seed": seed}, twin_rows)
+    model = Model(tokenizer, template, max_length, long)
+    return prepare_records("preference", inputs, out, embedded, model, val_fraction, workers, chunk_mb, overwrite)
 
 
-class _Embedded(NamedTuple):
+class Embedded(NamedTuple):
+    """Records that nobody wrote down."""
+
     name: str
     source: Callable[[], Iterator[tuple[str, str]]]  # named texts that it is drawn from
-    options: dict[str, int]
-    rows: Callable[..., Iterator[Row]]
+    options: dict[str, Any]
+    rows: Callable[..., Iterator[Row]]  # called with share and the options
+    facts: dict[str, Any] = {}  # noqa: RUF012  what else the manifest says; whoever makes the rows may fill it
 
 
-class _Model(NamedTuple):
+class Model(NamedTuple):
+    """How records are written; the options of the commands."""
+
     tokenizer: str
     template: str
     max_length: int
     long: Long
 
 
-def _prepare(
+def prepare_records(
     kind: Kind,
     inputs: list[str],
     out: str,
-    embedded: _Embedded,
-    model: _Model,
+    embedded: Embedded,
+    model: Model,
     val_fraction: float,
     workers: int,
     chunk_mb: float,
     overwrite: bool,
 ) -> Path:
+    """The records of the inputs, or the embedded ones, as a folder; the errors are those of the commands above."""
     check_share(val_fraction)
     target = Path(out)
     tokenizer, folder = choose_tokenizer(model.tokenizer)
@@ -174,7 +180,7 @@ def _prepare(
         splits = _build(part, rows, bound, sources, encoder, workers, chunk_mb)
         _save_model(part, tokenizer, template)
         chat = {"source": template.source, "bos_token": template.bos_token, "eos_token": template.eos_token}
-        named = {"chat_template": {**chat, "name": template.name}}
+        named = {"chat_template": {**chat, "name": template.name}, **({} if inputs else embedded.facts)}
         write_manifest(part, kind, tokenizer, model.tokenizer, sources, options, splits, **named)
     for name, split in splits.items():
         lost = "".join(f", {split[how]:,} longer ones {how}" for how in ("dropped", "cut") if split[how])

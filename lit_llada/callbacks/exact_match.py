@@ -1,0 +1,142 @@
+"""How many answers are exactly right by now? A few questions of each template, asked while the net is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+
+from lit_llada.callbacks.loggers import log_scalars, log_text
+from lit_llada.callbacks.sampling import escape, evaluating
+from lit_llada.callbacks.throughput import off_the_clock
+from lit_llada.data.folder import DataFolder
+from lit_llada.data.questions import questions_of
+from lit_llada.errors import UserError
+from lit_llada.evaluation.exact_match import Question, Reply, canvas_length, choose, replies, specials_of, tally
+from lit_llada.sampling.frames import visible
+from lit_llada.sampling.plan import Count, Plan
+
+
+class ExactMatch(L.Callback):
+    """Ask validation questions every n optimizer steps and at the end of training, of the averaged weights if any.
+
+    An answer counts if it is, up to its first end, exactly the record's. Logged are ``val/exact_match`` (the share of
+    right answers among all that were asked), ``val/exact_match/<template>``, and in TensorBoard's texts a table with a
+    right and a wrong answer of each template. All ranks answer alike, as sharded weights need; rank 0 writes. No random
+    numbers are touched: training goes on as if nothing had been asked.
+
+    Args:
+        every_n_steps: optimizer steps between two looks.
+        per_template: questions of each template; the same ones each time.
+        data: the folder of `prepare chat` whose validation questions are asked; None for the run's own.
+        new_tokens: masks behind a prompt; None for as many as the longest answer of the split needs with its end.
+        count: how many are committed in a step, see :class:`~lit_llada.sampling.plan.Plan`; only ``quota`` takes as
+            many steps on every rank as sharded weights need.
+        steps: with ``count: quota``, steps in all; None for one token a step.
+        bound: of the other counts; None for the usual value.
+        block_length: fill blocks of this many masks from left to right; None for the whole answer at once.
+        batch_size: answers at once; none depends on it.
+        seed: of the choice of the questions.
+
+    Raises:
+        UserError: an option outside its range; when training starts, data that cannot be asked.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = 500,
+        per_template: int = 10,
+        data: str | None = None,
+        new_tokens: int | None = None,
+        count: Count = "quota",
+        steps: int | None = None,
+        bound: float | None = None,
+        block_length: int | None = None,
+        batch_size: int = 64,
+        seed: int = 0,
+    ) -> None:
+        numbers = {"every_n_steps": every_n_steps, "per_template": per_template, "batch_size": batch_size}
+        for name, value in {**numbers, "new_tokens": new_tokens}.items():
+            if value is not None and value < 1:
+                raise UserError(f"ExactMatch.{name} is {value}; it must be at least 1")
+        self.every_n_steps, self.per_template, self.data, self.new_tokens = (
+            every_n_steps,
+            per_template,
+            data,
+            new_tokens,
+        )
+        self.plan = Plan(count=count, steps=steps, bound=bound, block_length=block_length)
+        self.batch_size, self.seed = batch_size, seed
+        self.questions: list[Question] = []
+        self.latest: dict[str, tuple[int, int]] = {}  # template -> (right, asked), for whoever wants to report them
+        self._step = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Read the questions, and refuse what could only fail later."""
+        self._step = trainer.global_step
+        run = getattr(trainer, "datamodule", None)
+        folders = getattr(run, "folders", []) if self.data is None else [DataFolder.open(self.data)]
+        if not folders:
+            raise UserError("ExactMatch needs prepared data to ask about: set exact_match.data to a folder of chat")
+        self._tokenizer = folders[0].tokenizer
+        if self._tokenizer.digest != getattr(getattr(run, "tokenizer", None), "digest", None):
+            raise UserError(f"exact_match.data {self.data} has another tokenizer than the run's data; prepare it again")
+        if self.plan.count != "quota" and trainer.world_size > 1 and _sharded(pl_module.denoiser):
+            raise UserError(
+                f"exact_match.count {self.plan.count} takes as many steps as an answer needs, and the ranks that share"
+                " a net must all take the same: set exact_match.count to quota"
+            )
+        known, template = questions_of(folders, "val")
+        self._canvas = self.new_tokens or canvas_length(known, self.plan.block_length)
+        self._specials = specials_of(template, self._tokenizer, pl_module.backbone.vocabulary)
+        self.questions = choose(known, self.per_template, self.seed)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step != self._step and trainer.global_step % self.every_n_steps == 0:
+            with off_the_clock(trainer):
+                self._ask(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if trainer.global_step != self._step or not self.latest:
+            self._ask(trainer, pl_module)
+
+    def _ask(self, trainer: L.Trainer, module: Any) -> None:
+        self._step = trainer.global_step
+        with evaluating(module.denoiser), trainer.precision_plugin.forward_context():
+            answered = replies(
+                module.denoiser,
+                self.questions,
+                self._canvas,
+                self._tokenizer,
+                self._specials,
+                self.plan,
+                seeds=range(len(self.questions)),
+                batch_size=self.batch_size,
+                device=module.device,
+            )
+            said = [reply for _, reply in sorted(answered)]
+        right = [reply.text == question.answer for question, reply in zip(self.questions, said, strict=True)]
+        self.latest = tally(self.questions, right)
+        shares = {f"val/exact_match/{name}": hits / asked for name, (hits, asked) in self.latest.items()}
+        log_scalars(trainer, {"val/exact_match": sum(right) / len(right), **shares})
+        log_text(trainer, "exact_match/answers", table(self.questions, said))
+
+
+def table(questions: list[Question], said: list[Reply]) -> str:
+    """A Markdown table with the first right and the first wrong answer of each template."""
+    rows = ["| template | prompt | wanted | got | |", "| --- | --- | --- | --- | --- |"]
+    shown = set()
+    for question, reply in zip(questions, said, strict=True):
+        right = reply.text == question.answer
+        if (question.template, right) not in shown:
+            shown.add((question.template, right))
+            got = reply.text if reply.ended else f"{reply.text} … (no end)"
+            texts = (escape(visible(text)) for text in (question.prompt, question.answer, got))
+            rows.append(f"| {escape(question.template)} | {' | '.join(texts)} | {'right' if right else 'wrong'} |")
+    return "\n".join(rows)
+
+
+def _sharded(net: nn.Module) -> bool:
+    return any(isinstance(part, FSDPModule) for part in net.modules())

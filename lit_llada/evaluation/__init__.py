@@ -1,0 +1,1 @@
+"""What is a net worth? Asked of any denoiser; knows no trainer."""

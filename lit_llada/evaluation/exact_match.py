@@ -1,0 +1,173 @@
+"""How often is the answer exactly right? Records become questions, a net answers them, and the two are compared."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from lit_llada.backbone.transformer import Backbone
+from lit_llada.checkpoint.load import load_checkpoint
+from lit_llada.data.chat import ChatTemplate, turn_end
+from lit_llada.data.tokenizer import Tokenizer
+from lit_llada.errors import UserError
+from lit_llada.sampling.canvas import Denoiser, Specials, lay_out, read_answers
+from lit_llada.sampling.generate import generate
+from lit_llada.sampling.plan import Plan
+
+if TYPE_CHECKING:
+    from lit_llada.data.folder import Record
+
+UNNAMED = "records"  # the group of those that no template has made
+ROUND_TO = 8  # the length of a canvas without blocks
+
+
+class Question(NamedTuple):
+    """A prompt, and the one text that answers it.
+
+    Attributes:
+        ids: of all before the answer, up to where the assistant begins to speak.
+        answer: the right text.
+        length: tokens of the right answer, its end included.
+        prompt: the last message, for a reader.
+        template: what made the record.
+    """
+
+    ids: list[int]
+    answer: str
+    length: int
+    prompt: str
+    template: str
+
+
+class Reply(NamedTuple):
+    """What a net wrote: the text up to its first end, and whether there was one within the canvas."""
+
+    text: str
+    ended: bool
+
+
+def read_questions(records: Sequence[Record], template: ChatTemplate, tokenizer: Tokenizer) -> list[Question]:
+    """Each record as a question: ids exactly as they are trained on, and the answer as its tokens would be read."""
+    found, ends = [], specials_of(template, tokenizer).ends
+    for record in records:
+        messages = [*record.messages, {"role": "assistant", "content": record.answer}]
+        ids, answers = template.encode(messages, tokenizer)
+        start, stop = answers[-1]
+        end = next((i for i in range(start, stop) if ids[i] in ends), stop)
+        text = tokenizer.decode(ids[start:end])
+        found.append(Question(ids[:start], text, stop - start, record.prompt, record.template or UNNAMED))
+    return found
+
+
+def choose(questions: Sequence[Question], per_template: int, seed: int) -> list[Question]:
+    """At most so many of each template, drawn by seed; templates in alphabetical order.
+
+    A larger number takes the same questions and more.
+    """
+    groups = by_template(questions)
+    return [questions[i] for name in groups for i in shuffled(groups[name], name, seed)[:per_template]]
+
+
+def by_template(questions: Sequence[Question]) -> dict[str, list[int]]:
+    """The numbers of the questions of each template, in alphabetical order of their names."""
+    groups: dict[str, list[int]] = {name: [] for name in sorted({question.template for question in questions})}
+    for number, question in enumerate(questions):
+        groups[question.template].append(number)
+    return groups
+
+
+def shuffled(numbers: Sequence[int], name: str, seed: int) -> list[int]:
+    """The same numbers in an order that depends on nothing but them, the name and the seed."""
+    return random.Random(f"{seed} {name}").sample(numbers, len(numbers))
+
+
+def canvas_length(questions: Sequence[Question], block_length: int | None) -> int:
+    """Masks that hold the longest answer with its end, in whole blocks (without blocks in multiples of 8)."""
+    unit = block_length or ROUND_TO
+    return -(-max(question.length for question in questions) // unit) * unit
+
+
+def specials_of(template: ChatTemplate, tokenizer: Tokenizer, rows: int = 0) -> Specials:
+    """The ids that mean something to a sampler, of a vocabulary whose net has so many rows."""
+    forbidden = tuple(range(tokenizer.vocab_size, rows))
+    return Specials(tokenizer.mask_id, tokenizer.eos_id, turn_end(template, tokenizer), forbidden)
+
+
+def replies(
+    denoiser: Denoiser,
+    questions: Sequence[Question],
+    new_tokens: int,
+    tokenizer: Tokenizer,
+    specials: Specials,
+    plan: Plan,
+    *,
+    seeds: Sequence[int],
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+) -> Iterator[tuple[int, Reply]]:
+    """Answer every question, prompts of like lengths together; no reply depends on what shares its batch.
+
+    Args:
+        denoiser: the net, in eval mode.
+        questions: at least one.
+        new_tokens: masks behind each prompt.
+        tokenizer: to read the answers with.
+        specials: the mask, the ends, what is never produced.
+        plan: the policies of the sampler, of fixed length.
+        seeds: the noise of each question.
+        batch_size: rows at once.
+        device: of the net.
+
+    Yields:
+        The question's number and the reply, batch by batch, the longest prompts first.
+
+    Raises:
+        UserError: blocks that do not divide ``new_tokens``, or fewer steps than blocks.
+    """
+    order = sorted(range(len(questions)), key=lambda i: -len(questions[i].ids))
+    for first in range(0, len(order), batch_size):
+        numbers = order[first : first + batch_size]
+        prompts = [questions[i].ids for i in numbers]
+        canvas, real = lay_out(prompts, new_tokens, specials, block_length=plan.block_length)
+        noise = torch.tensor([seeds[i] for i in numbers])
+        states = generate(denoiser, canvas.to(device), specials, plan, real=real.to(device), seeds=noise)
+        [state] = deque(states, 1)  # the last one
+        for number, ids in zip(numbers, read_answers(state, prompts, specials), strict=True):
+            yield number, Reply(tokenizer.decode(ids), len(ids) < new_tokens)
+
+
+def tally(questions: Sequence[Question], right: Sequence[bool]) -> dict[str, tuple[int, int]]:
+    """Template -> (right answers, questions asked)."""
+    groups = by_template(questions)
+    return {name: (sum(right[i] for i in numbers), len(numbers)) for name, numbers in groups.items()}
+
+
+def load_answerer(path: str, tokenizer: Tokenizer, data: str, ema: bool | None, device: str) -> Backbone:
+    """The net of a checkpoint that speaks the vocabulary of the data.
+
+    Args:
+        path: anything that :func:`load_checkpoint` takes.
+        tokenizer: of the data.
+        data: what an error message calls them.
+        ema: see :func:`load_checkpoint`.
+        device: where the net shall be.
+
+    Raises:
+        UserError: it was trained with another vocabulary, or cannot be loaded.
+    """
+    checkpoint = load_checkpoint(path, device=device, ema=ema)
+    mine, rows = checkpoint.tokenizer, checkpoint.net.config.vocabulary
+    # Where no tokenizer is found, the run's card may still say which it was; without one, the ids must fit.
+    cards = (entry.get("tokenizer") for entry in checkpoint.run_card.get("data", []))
+    known = mine.digest if mine else next((card["digest"] for card in cards if card), tokenizer.digest)
+    fits = checkpoint.mask_id == tokenizer.mask_id and tokenizer.vocab_size <= rows
+    if known != tokenizer.digest or not fits:
+        raise UserError(
+            f"{path} and {data} are of different vocabularies (the checkpoint's has {mine.vocab_size if mine else rows}"
+            f" ids, the data's {tokenizer.vocab_size}): prepare the data with --tokenizer of that checkpoint"
+        )
+    return checkpoint.net

@@ -1,0 +1,98 @@
+"""What does a net get wrong? It is asked in rounds, until there are enough wrong answers of each template."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from itertools import zip_longest
+from typing import NamedTuple
+
+from lit_llada.evaluation.exact_match import Question, Reply, by_template, shuffled
+
+# Questions and their noise -> the number of each and its reply, in any order.
+Answer = Callable[[list[Question], list[int]], Iterable[tuple[int, Reply]]]
+Ask = Callable[[list[int]], dict[int, list[Reply]]]  # numbers of questions -> what was answered to each
+COUNTED = ("prompts", "drawn", "right", "wrong", "unended", "kept")
+
+
+class Found(NamedTuple):
+    """Pairs, and how they were found.
+
+    Attributes:
+        pairs: number of the question, its rejected answer; one template after the other, and again.
+        counts: template -> how many prompts were asked, and of the answers drawn how many were right, wrong, without an
+            end (that makes ``drawn``); and how many pairs were kept.
+    """
+
+    pairs: list[tuple[int, str]]
+    counts: dict[str, dict[str, int]]
+
+
+def asker(questions: Sequence[Question], answer: Answer, samples: int, seed: int) -> Ask:
+    """Ask each question ``samples`` times; the noise depends on the seed, the question's number and the sample's."""
+
+    def ask(numbers: list[int]) -> dict[int, list[Reply]]:
+        each = [(number, sample) for number in numbers for sample in range(samples)]
+        seeds = [((seed * 1_000_003 + number) * 1_009 + sample) % 2**63 for number, sample in each]
+        said = dict(answer([questions[number] for number, _ in each], seeds))
+        return {number: [said[i * samples + j] for j in range(samples)] for i, number in enumerate(numbers)}
+
+    return ask
+
+
+def find_wrong(
+    questions: Sequence[Question], ask: Ask, size: int, limit: int, seed: int, usable: Callable[[Reply], bool]
+) -> Found:
+    """Ask in rounds until there are enough wrong answers of each template, or no prompt may be asked any more.
+
+    Args:
+        questions: of all templates.
+        ask: see :data:`Ask`.
+        size: pairs at most. A template that has too few leaves its share to the others.
+        limit: prompts at most, shared evenly among the templates.
+        seed: of the order of the prompts.
+        usable: whether a wrong answer may be the rejected one of a pair.
+    """
+    groups = by_template(questions)
+    share = math.ceil(limit / len(groups))
+    waiting = {name: shuffled(numbers, name, seed)[:share] for name, numbers in groups.items()}
+    found: dict[str, list[tuple[int, str]]] = {name: [] for name in groups}
+    counts: dict[str, Counter[str]] = {name: Counter(dict.fromkeys(COUNTED, 0)) for name in groups}
+    while asking := _next_round(waiting, found, counts, size):
+        numbers = [number for name, some in asking.items() for number in some]
+        for number, said in ask(numbers).items():
+            question = questions[number]
+            count = counts[question.template]
+            count.update(["prompts", *(_judge(reply, question) for reply in said)])
+            count["drawn"] += len(said)
+            wrong = [reply.text for reply in said if reply.text != question.answer and usable(reply)]
+            found[question.template] += [(number, text) for text in wrong[:1]]
+    in_turn = [pair for turn in zip_longest(*found.values()) for pair in turn if pair is not None][:size]
+    for number, _ in in_turn:
+        counts[questions[number].template]["kept"] += 1
+    return Found(in_turn, {name: dict(count) for name, count in counts.items()})
+
+
+def _next_round(
+    waiting: dict[str, list[int]],
+    found: dict[str, list[tuple[int, str]]],
+    counts: dict[str, Counter[str]],
+    size: int,
+) -> dict[str, list[int]]:
+    """Take from each template as many prompts as, by what it gave so far, will bring it to the common level."""
+    live = [name for name, numbers in waiting.items() if numbers]
+    if not live:
+        return {}
+    level = math.ceil((size - sum(len(pairs) for name, pairs in found.items() if name not in live)) / len(live))
+    taken = {}
+    for name in live:
+        have, asked = len(found[name]), counts[name]["prompts"]
+        if (short := level - have) > 0:
+            most = math.ceil(short * (asked + 1) / (have + 1))
+            taken[name], waiting[name] = waiting[name][:most], waiting[name][most:]
+    return taken
+
+
+def _judge(reply: Reply, question: Question) -> str:
+    return "right" if reply.text == question.answer else "wrong" if reply.ended else "unended"
