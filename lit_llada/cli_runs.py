@@ -21,7 +21,7 @@ from lit_llada.callbacks.sampling import SampleLogger
 from lit_llada.errors import UserError
 
 # Options that say how to run, not what: they do not make another run, and a run may be resumed with others.
-_HOW = ("trainer.", "checkpoint.", "throughput.", "data.num_workers", "ckpt_path", "run_dir", "print_config")
+_HOW = ("trainer.", "checkpoint.", "throughput.", "data.num_workers", "ckpt_path", "run_dir", "print_config", "out")
 
 
 def default_run_dir(words: list[str]) -> str:
@@ -34,7 +34,7 @@ def default_run_dir(words: list[str]) -> str:
         if option in ("-c", "--config"):
             stems.append(Path(value).stem)
         elif option.startswith("--") and not option[2:].startswith(_HOW):
-            changes.append(f"{option[2:].replace('init_args.', '')}={value}")
+            changes.append(f"{option[2:]}={value}")
     name = "-".join(stems) or "run"
     if changes:
         said = re.sub(r"[^\w.,=+-]+", "_", ",".join(changes))
@@ -48,6 +48,7 @@ def _options(words: list[str]) -> Iterator[tuple[str, str]]:
     for i, word in enumerate(words):
         if word.startswith("-") and not re.match(r"-[\d.]", word):
             option, equals, value = word.partition("=")
+            option = option.replace(".init_args.", ".")
             yield option, value if equals else " ".join(words[i + 1 : i + 2])
 
 
@@ -99,9 +100,21 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 def report(trainer: Any, module: Any, run_dir: str, seconds: float) -> None:
     """What the run came to, beside the levels that say whether that is good, and where everything is."""
-    data, metrics = trainer.datamodule, trainer.callback_metrics
     table = Table(title=f"{run_dir}: step {trainer.global_step} after {seconds / 60:.1f} minutes", title_justify="left")
     table.add_column("validation")
+    (_text_levels if hasattr(trainer.datamodule, "bytes_per_token") else _answer_levels)(table, trainer, module)
+    console = Console(soft_wrap=True)
+    console.print(table)
+    for name, text in _samples(trainer).items():
+        console.print(f"[bold]sample {escape(name)}[/bold]\n{escape(text.strip())}\n")
+    whole = checkpoints(Path(run_dir) / "checkpoints")
+    if whole:
+        console.print(f"checkpoint   {whole[-1]}")
+    console.print(f"curves       tensorboard --logdir {run_dir}")
+
+
+def _text_levels(table: Table, trainer: Any, module: Any) -> None:
+    data, metrics = trainer.datamodule, trainer.callback_metrics
     table.add_column("bits per byte", justify="right")
     bits = 1 / math.log(2) / data.bytes_per_token
     table.add_row("every token equally likely", f"{math.log(module.backbone.vocabulary) * bits:.3f}")
@@ -111,14 +124,14 @@ def report(trainer: Any, module: Any, run_dir: str, seconds: float) -> None:
         table.add_row(names.get(name, name), f"{level:.3f}")
     if "val/bits_per_byte" in metrics:
         table.add_row("this model (upper bound)", f"[bold]{float(metrics['val/bits_per_byte']):.3f}[/bold]")
-    console = Console(soft_wrap=True)
-    console.print(table)
-    for name, text in _samples(trainer).items():
-        console.print(f"[bold]sample {escape(name)}[/bold]\n{escape(text.strip())}\n")
-    whole = checkpoints(Path(run_dir) / "checkpoints")
-    if whole:
-        console.print(f"checkpoint   {whole[-1]}")
-    console.print(f"curves       tensorboard --logdir {run_dir}")
+
+
+def _answer_levels(table: Table, trainer: Any, module: Any) -> None:
+    """There is nothing to hold them against but other runs."""
+    table.add_column("this model", justify="right")
+    for name, value in trainer.callback_metrics.items():
+        if name.startswith("val/") and "decile" not in name:
+            table.add_row(name.removeprefix("val/").replace("_", " "), f"{float(value):.3f}")
 
 
 def _samples(trainer: Any) -> dict[str, str]:

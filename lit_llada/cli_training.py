@@ -1,4 +1,4 @@
-"""``fit``, ``validate`` and ``test``: LightningCLI with layered overlays, one run directory and resume by default.
+"""``fit``, ``validate``, ``test`` and ``reference``: LightningCLI with layered overlays, one run directory and resume.
 
 Every callback has its own namespace (``--sampling.every_n_steps 200``, ``--ema.enabled true``), so that an overlay
 changes one option without repeating a list; ``trainer.callbacks`` is left to the user's own.
@@ -6,6 +6,7 @@ changes one option without repeating a list; ``trainer.callbacks`` is left to th
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import time
@@ -29,10 +30,16 @@ from lit_llada.callbacks.sampling import SampleLogger
 from lit_llada.callbacks.throughput import Throughput
 from lit_llada.cli_parser import Parser, causes
 from lit_llada.cli_runs import changes, default_run_dir, find_checkpoint, report
+from lit_llada.data.answer_datamodule import AnswerDataModule
 from lit_llada.data.datamodule import DiffusionDataModule
+from lit_llada.data.prepared import PreparedDataModule
 from lit_llada.errors import UserError
 from lit_llada.modules.base import DiffusionModule
 from lit_llada.modules.pretraining import PretrainingModule
+from lit_llada.modules.reference import ReferenceWriter, every_pair
+from lit_llada.modules.sft import SFTModule
+from lit_llada.modules.vrpo import VRPOModule
+from lit_llada.objectives.preference import Estimator
 from lit_llada.training.schedules import Schedule
 from lit_llada.training.trainer import Trainer
 
@@ -48,28 +55,34 @@ CALLBACKS = {
 }
 OFF_BY_DEFAULT = ("ema",)  # it costs a second copy of the net
 
+# Whose parameters may stand under ``model`` and ``data``.
+BELOW: tuple[type, ...] = (
+    *(DiffusionModule, PretrainingModule, SFTModule, VRPOModule, BackboneConfig, Schedule, Estimator),
+    *(DiffusionDataModule, AnswerDataModule),
+)
+
 
 class TrainingParser(Parser, LightningArgumentParser):
     """LightningCLI's parser with errors of one line."""
 
     def known_names(self) -> set[str]:
-        """Also what stands under ``model``, whose class is only known from the overlays."""
-        below_model = (BackboneConfig, Schedule, DiffusionModule, PretrainingModule)
-        return super().known_names() | {name for cls in below_model for name in inspect.signature(cls).parameters}
+        """Also what stands under ``model`` and ``data``, whose classes are only known from the overlays."""
+        return super().known_names() | {name for cls in BELOW for name in inspect.signature(cls).parameters}
 
 
 class TrainingCLI(LightningCLI):
     """Parses overlays and options and builds module, data and trainer; runs nothing."""
 
     def __init__(self, verb: str, words: list[str]) -> None:
-        self.words = words
+        self.verb, self.words = verb, words
         warnings.filterwarnings("ignore", r".*treespec, LeafSpec.*")  # of Lightning, about itself
         logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "Tip:" not in r.getMessage())
         super().__init__(
             DiffusionModule,
-            DiffusionDataModule,
+            PreparedDataModule,
             trainer_class=Trainer,
             subclass_mode_model=True,
+            subclass_mode_data=True,
             seed_everything_default=1,
             save_config_kwargs={"overwrite": True},
             parser_class=TrainingParser,
@@ -96,6 +109,15 @@ class TrainingCLI(LightningCLI):
             default="auto",
             help="auto: the newest checkpoint in run_dir, if there is one; none: start anew; or a path",
         )
+        if self.verb == "reference":
+            parser.add_argument(
+                "--out",
+                type=str | None,
+                default=None,
+                help="the file to write (default: model.reference, or else reference.safetensors in run_dir)",
+            )
+        # So that --data.path X is enough for text; overlays for answers name their own class.
+        parser.set_defaults({"data": {"class_path": f"{DiffusionDataModule.__module__}.DiffusionDataModule"}})
         for name, callback in CALLBACKS.items():
             parser.add_argument(
                 f"--{name}.enabled", type=bool, default=name not in OFF_BY_DEFAULT, help=f"use {callback.__name__}"
@@ -123,7 +145,7 @@ class TrainingCLI(LightningCLI):
         ours = []
         for name, callback in CALLBACKS.items():
             options = self.config_init[name].as_dict()
-            enabled = options.pop("enabled")
+            enabled = options.pop("enabled") and self.verb != "reference"
             if enabled and not (name == "checkpoint" and chosen.fast_dev_run):
                 ours.append(callback(**options))
         if chosen.enable_progress_bar is not False:
@@ -142,6 +164,12 @@ class TrainingCLI(LightningCLI):
         except (MisconfigurationException, ValueError) as error:
             raise UserError(f"trainer: {error}") from error
 
+    def checkpoint(self) -> Path | None:
+        """Where the run goes on; the model is told in time."""
+        wish, training = self.config.ckpt_path, self.verb == "fit"
+        self.model.resumes_from = checkpoint = find_checkpoint(wish, self.run_dir, training=training)
+        return checkpoint
+
     def changed_since_last_start(self) -> list[str]:
         """What this configuration changes in the one that the run was last started with."""
         path = Path(self.run_dir) / "config.yaml"
@@ -154,7 +182,7 @@ class TrainingCLI(LightningCLI):
 def fit(words: list[str]) -> int:
     """Train, or go on training; the configuration given now is the one that counts."""
     cli = TrainingCLI("fit", words)
-    checkpoint = find_checkpoint(cli.config.ckpt_path, cli.run_dir, training=True)
+    checkpoint = cli.checkpoint()
     if cli.trainer.is_global_zero:
         _announce(cli, checkpoint)
     began = time.monotonic()
@@ -179,16 +207,33 @@ def fit(words: list[str]) -> int:
 def validate(words: list[str]) -> int:
     """Validate the run's newest checkpoint, or the one given."""
     cli = TrainingCLI("validate", words)
-    checkpoint = find_checkpoint(cli.config.ckpt_path, cli.run_dir, training=False)
-    cli.trainer.validate(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+    cli.trainer.validate(cli.model, cli.datamodule, ckpt_path=cli.checkpoint(), weights_only=True)
     return 0
 
 
 def test(words: list[str]) -> int:
     """Like validate, over the test loader."""
     cli = TrainingCLI("test", words)
-    checkpoint = find_checkpoint(cli.config.ckpt_path, cli.run_dir, training=False)
-    cli.trainer.test(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+    cli.trainer.test(cli.model, cli.datamodule, ckpt_path=cli.checkpoint(), weights_only=True)
+    return 0
+
+
+def reference(words: list[str]) -> int:
+    """Write what the reference of VRPO says of every pair: ``fit --model.reference FILE`` then needs no twin.
+
+    Takes the overlays of the run itself, and makes its batches: then the losses of a first epoch are the live ones, bit
+    for bit.
+    """
+    cli = TrainingCLI("reference", words)
+    if not isinstance(cli.model, VRPOModule):
+        raise UserError(f"reference is for VRPO, and model is {type(cli.model).__name__}: give the overlays of its run")
+    out = cli.config.out or cli.model.reference or f"{cli.run_dir}/reference.safetensors"
+    cli.trainer.callbacks.append(ReferenceWriter(out))  # type: ignore[attr-defined]
+    # The loaders are this verb's alone.
+    cli.datamodule.predict_dataloader = functools.partial(every_pair, cli.datamodule)
+    cli.trainer.predict(cli.model, datamodule=cli.datamodule, return_predictions=False)
+    if cli.trainer.is_global_zero:
+        print(f"{out}: train on it with --model.reference {out}")
     return 0
 
 

@@ -244,6 +244,113 @@ def test_ddp_starts_the_same_command_again(prepared: Path, tmp_path: Path) -> No
     assert steps(tmp_path / "runs" / "tiny") == ["step=0000002.ckpt", "step=0000004.ckpt"]
 
 
+# ---------------------------------------------------------------------- after pre-training
+
+RECIPES = Path(__file__).parents[1] / "configs" / "recipe"
+SMALL = {
+    "model": {"init_args": {"lr": 0.01, "schedule": {"kind": "constant", "warmup_steps": 1}}},
+    "data": {"init_args": {"batch_size": 4, "val_rows": 6, "length": 64}},
+    **{name: options for name, options in TINY.items() if name not in ("model", "data")},
+}
+
+
+@pytest.fixture(scope="session")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``chats`` and ``pairs``, prepared on the command line."""
+    folder = tmp_path_factory.mktemp("answers")
+    rows = [{"prompt": f"{i}?", "response": f"{i} it is", "chosen": f"{i} it is", "rejected": "no"} for i in range(40)]
+    for kind, name, fields in (("chat", "chats", ("response",)), ("preference", "pairs", ("chosen", "rejected"))):
+        file = folder / f"{name}.jsonl"
+        file.write_text("".join(json.dumps({f: row[f] for f in ("prompt", *fields)}) + "\n" for row in rows))
+        words = ["--out", str(folder / name), "--val_fraction", "0.2", "--workers", "1"]
+        assert main(["prepare", kind, str(file), *words]) == 0
+    return folder
+
+
+@pytest.fixture
+def tune(answers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """``tune(recipe, *words, verb="fit")`` in an empty directory with prepared ``chats`` and ``pairs``."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("chats", "pairs"):
+        (tmp_path / name).symlink_to(answers / name)
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(SMALL))
+
+    def call(recipe: str, *words: str, verb: str = "fit") -> tuple[int, str, str]:
+        status = main([verb, "-c", str(RECIPES / f"{recipe}.yaml"), "-c", "small.yaml", *words])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+def test_from_pretraining_to_preferences_without_a_model_overlay(fit: Run, tune: Run, tmp_path: Path) -> None:
+    assert fit("--trainer.max_steps", "2", "--run_dir", "pre")[0] == 0
+    (tmp_path / "pre" / "checkpoints" / "step=0000002.ckpt").rename(tmp_path / "start.ckpt")
+    sft = ["--data.path", "chats", "--model.init_from", "start.ckpt", "--run_dir", "sft"]
+    status, out, err = tune("sft", *sft)
+    assert status == 0, err
+    for said in ("sft: from the start", "bits per token", "loss", "sample free_1", "step=0000004.ckpt"):
+        assert said in out
+    (tmp_path / "start.ckpt").unlink()
+    status, out, _ = tune("sft", *sft, "--trainer.max_steps", "6")  # what it started from is not needed any more
+    assert status == 0 and "going on from sft/checkpoints/step=0000004.ckpt" in out
+
+    start = "sft/checkpoints/step=0000006.ckpt"
+    vrpo = ["--data.path", "pairs", "--model.init_from", start, "--model.estimator.times", "2"]
+    status, out, err = tune("vrpo", *vrpo, "--run_dir", "live")
+    assert status == 0, err
+    assert "accuracy" in out and "rejected gain" in out
+    status, out, _ = tune("vrpo", *vrpo, verb="reference")
+    assert status == 0
+    [file] = tmp_path.glob("runs/*/reference.safetensors")
+    assert f"--model.reference {file.relative_to(tmp_path)}" in out
+    kept = [*vrpo, "--model.reference", str(file), "--run_dir", "kept"]
+    assert tune("vrpo", *kept)[0] == 0
+    status, out, _ = tune("vrpo", *kept, verb="validate")
+    assert status == 0 and "val/score" in out
+    assert tune("vrpo", *kept, "--trainer.max_steps", "6")[0] == 0
+
+    for words, said in (
+        (["--model.seed", "2"], "was made with other seed; make it again"),
+        (["--model.estimator.times", "4"], "was made with other estimator; make it again"),
+        (["--data.eos", "batch"], "data.eos is batch"),
+        (["--data.path", "chats"], "learns from preference data, and chats holds chat"),
+        (["--model.backbone.d_model", "32"], "differs in"),
+    ):
+        status, _, err = tune("vrpo", *kept, *words, "--run_dir", "refused")
+        assert status == 2
+        assert said in error_line(err)
+        assert len(error_line(err)) < 400
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words", "said"),
+    [
+        ("vrpo", [], "model.init_from is not set"),
+        ("vrpo", ["--model.init_from", "gone"], "gone: no such file or folder"),
+        ("vrpo", ["--model.init_from", "x", "--model.estimator.tims", "2"], "(did you mean times?)"),
+        ("vrpo", ["--model.init_from", "x", "--model.estimator.times", "0"], "times 0"),
+        ("sft", ["--data.layuot", "packed"], "(did you mean layout?)"),
+        ("sft", ["--data.layout", "packd"], "Got value: packd"),
+        ("sft", ["--model.normalise", "token"], "(did you mean normalize?)"),
+        ("sft", ["--data.path", "pairs", "--model.init_from", "x"], "and pairs holds preference"),
+        ("sft", ["--data.path", "chats"], "model.backbone is not set"),
+        ("sft", ["--data.path", "gone"], "no data folder gone"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_wrong_word_after_pretraining_is_one_line(tune: Run, recipe: str, words: list[str], said: str) -> None:
+    status, _, err = tune(recipe, *(words if "--data.path" in words else ["--data.path", "pairs", *words]))
+    assert status == 2
+    assert said in error_line(err)
+    assert len(error_line(err)) < 400
+
+
+def test_a_reference_is_refused_where_there_is_none(tune: Run) -> None:
+    assert "reference is for VRPO, and model is SFTModule" in error_line(tune("sft", verb="reference")[2])
+    assert "--out" in error_line(tune("sft", "--out", "x")[2])
+
+
 # ---------------------------------------------------------------------- mistakes
 
 
@@ -283,7 +390,10 @@ def test_a_wrong_word_is_one_line(fit: Run, words: list[str], said: str) -> None
 @pytest.mark.parametrize(
     ("overlay", "said"),
     [
-        ("model: {init_args: {backbone: {d_modle: 3}}}", "model: Group 'backbone' does not accept option 'd_modle'"),
+        (
+            "model: {init_args: {backbone: {d_modle: 3}}}",
+            "model: backbone: Option 'd_modle' is not accepted (did you mean d_model?)",
+        ),
         ("trainer: {max_stepz: 3}", "'max_stepz' (did you mean max_steps?)"),
         ("modell: {lr: 3}", "(did you mean model?)"),
         ("model: {class_path: lit_llada.modules.pretraining.Pretraining}", "no attribute 'Pretraining'"),

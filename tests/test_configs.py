@@ -12,7 +12,9 @@ import yaml
 
 from lit_llada.backbone.config import SIZES, BackboneConfig
 from lit_llada.cli_training import CALLBACKS, TrainingCLI
-from lit_llada.modules.pretraining import PretrainingModule
+from lit_llada.data.answer_datamodule import AnswerDataModule
+from lit_llada.data.datamodule import DiffusionDataModule
+from lit_llada.modules.base import DiffusionModule
 from lit_llada.training.strategies import FSDP2Strategy
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -40,12 +42,13 @@ def test_overlay_builds(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     gpus_only = path.stem == "fsdp1"
     if gpus_only:  # refused on this machine when the trainer is built; its arguments are still checked
         monkeypatch.setattr(TrainingCLI, "instantiate_trainer", lambda self: None)
-    cli = build(*recipe, "-c", str(path))
-    assert isinstance(cli.model, PretrainingModule)
+    start = ["--model.init_from", "a.ckpt"] if path.stem.startswith("vrpo") else []  # opened by the trainer
+    cli = build(*recipe, "-c", str(path), *start)
+    assert isinstance(cli.model, DiffusionModule)
     assert cli.model.net is None
     assert gpus_only or cli.trainer.default_root_dir == cli.run_dir
     for key, value in leaves(yaml.safe_load(path.read_text())):
-        if key != "trainer.accelerator":  # set by `build`
+        if key not in ("trainer.accelerator", "model.init_args.init_from"):  # set above
             assert plain(cli.config.get(key)) == value, key
 
 
@@ -95,8 +98,19 @@ def test_options_beat_overlays_and_overlays_add_up() -> None:
     cli = build(*RECIPE, "-c", str(CONFIGS / "data" / "text.yaml"), "--model.lr", "0.5", "--ema.decay", "0.9")
     assert cli.model.lr == 0.5
     assert cli.config.ema.decay == 0.9
-    assert cli.config.data.path == "data/text"
-    assert cli.config.data.length == 128  # the recipe's
+    assert cli.config.data.init_args.path == "data/text"
+    assert cli.config.data.init_args.length == 128  # the recipe's
+
+
+def test_data_overlays_choose_their_class_and_short_options_reach_it() -> None:
+    overlay = ["-c", str(CONFIGS / "recipe" / "sft.yaml"), "-c", str(CONFIGS / "data" / "repl.yaml")]
+    cli = build(*overlay, "--data.path", "x", "--data.init_args.eos", "one")
+    assert isinstance(cli.datamodule, AnswerDataModule)
+    assert (cli.datamodule.path, cli.datamodule.eos, cli.datamodule.batch_size) == ("x", "one", 2)
+    assert cli.run_dir == "runs/sft-repl,data.path=x,data.eos=one"
+    text = build("--model", "lit_llada.modules.pretraining.PretrainingModule", "--data.path", "x").datamodule
+    assert isinstance(text, DiffusionDataModule)  # without an overlay
+    assert text.path == "x"
 
 
 def test_callbacks_are_switched_one_by_one_and_the_users_own_stay() -> None:

@@ -18,8 +18,9 @@ class NoiseCurve(L.Callback):
     """Log ``val/bits_per_byte`` and ``val/nll_decile_0`` .. ``9`` (nats per masked token), and draw the curve.
 
     Under ``test`` the names begin with ``test/``. The decile is that of the noise level t. Bits per byte is the bound,
-    ``sum of nll / p_mask over masked tokens / tokens / (ln 2 * bytes per token)``: comparable across tokenizers.
-    The reference levels are a uniform guess and the data's own token frequencies (``datamodule.unigram_nll``).
+    ``sum of nll / p_mask over masked tokens / tokens / (ln 2 * bytes per token)``: comparable across tokenizers. Where
+    nobody counts bytes (answers) it is ``bits_per_token``. The reference levels are a uniform guess and the data's own
+    token frequencies (``datamodule.unigram_nll``).
 
     Args:
         figure: also draw the curve for TensorBoard.
@@ -50,11 +51,12 @@ class NoiseCurve(L.Callback):
         self._sums = None
         curve = [n / c if c else math.nan for n, c in zip(total, count, strict=True)]
         data = getattr(trainer, "datamodule", None)
-        bits = 1 / math.log(2) / (getattr(data, "bytes_per_token", None) or 1.0)  # of one nat per token, per byte
+        size = getattr(data, "bytes_per_token", None)
+        bits, unit = 1 / math.log(2) / (size or 1.0), "byte" if size else "token"  # of one nat per token
         stage = "test" if trainer.testing else "val"
         values = {f"{stage}/nll_decile_{i}": nll for i, nll in enumerate(curve[:DECILES]) if not math.isnan(nll)}
         pl_module.log_dict(values, rank_zero_only=False, sync_dist=False)
-        pl_module.log(f"{stage}/bits_per_byte", curve[DECILES] * bits, prog_bar=True, sync_dist=False)
+        pl_module.log(f"{stage}/bits_per_{unit}", curve[DECILES] * bits, prog_bar=True, sync_dist=False)
         if self.figure and not trainer.sanity_checking and writers(trainer):
             from lit_llada.callbacks.figures import noise_curve_figure
 
@@ -65,7 +67,7 @@ class NoiseCurve(L.Callback):
                 [nll * bits for nll in curve[:DECILES]],
                 curve[DECILES] * bits,
                 {name: nll * bits for name, nll in levels.items()},
-                unit="bits per byte" if getattr(data, "bytes_per_token", None) else "bits per token",
+                unit=f"bits per {unit}",
                 title=f"Validation loss by noise level · step {trainer.global_step}",
             )
             log_figure(trainer, f"{stage}/noise_curve", figure)

@@ -20,5 +20,6 @@ class Progress(RichProgressBar):
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         values = super().get_metrics(trainer, pl_module)
-        short = {"train/loss": "loss", "val/bits_per_byte": "bits/byte", "train/skipped_steps": "skipped"}
+        validation = {"val/bits_per_byte": "bits/byte"} if "val/bits_per_byte" in values else {"val/loss": "val loss"}
+        short = {"train/loss": "loss", **validation, "train/skipped_steps": "skipped"}
         return {name: values[key] for key, name in short.items() if key in values}

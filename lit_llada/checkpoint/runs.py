@@ -19,12 +19,13 @@ from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 from lit_llada.backbone.config import BackboneConfig
 from lit_llada.backbone.transformer import Backbone
+from lit_llada.checkpoint.adapters import merged
 from lit_llada.checkpoint.source import META, TOKENIZER_FILES, Source, copy_checked, read_files, read_json
 from lit_llada.errors import UserError
 
 
 def open_run(path: Path, ema: bool | None = None, mask_id: int | None = None) -> Source:
-    """A checkpoint that a run of this kit wrote, or :func:`write_run`.
+    """A checkpoint that a run of this kit wrote, or :func:`write_run`; adapters become part of the matrices.
 
     Args:
         path: the ``.ckpt`` file, or the folder of shards.
@@ -48,11 +49,15 @@ def open_run(path: Path, ema: bool | None = None, mask_id: int | None = None) ->
         raise UserError(f"{path} holds no averaged weights (ema.enabled was false); take the trained ones")
     prefix = "ema." if averaged and ema is not False else "net."
     state = _sharded_weights(path, prefix) if sharded else saved["state_dict"]
+    lora = saved.get("lora")
+    scale = lora["alpha"] / lora["rank"] if lora else 0.0
 
     def write(name: str, target: Tensor) -> None:
-        if prefix + name not in state:
-            raise UserError(f"{path}: tensor {prefix + name} is missing")
-        copy_checked(target, state[prefix + name], f"{path}: {prefix + name}")
+        try:
+            tensor = merged(state, prefix + name, scale)
+        except KeyError as missing:
+            raise UserError(f"{path}: tensor {missing.args[0]} is missing") from None
+        copy_checked(target, tensor, f"{path}: {prefix + name}")
 
     files, card = saved.get("published"), _run_card(path)
     digest = None

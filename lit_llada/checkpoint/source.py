@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lit_llada.backbone.config import BackboneConfig
+from lit_llada.checkpoint.adapters import without_adapters
 from lit_llada.errors import UserError
 
 META = "meta.pt"  # what Lightning calls the part of a sharded checkpoint that is not sharded
@@ -60,12 +61,13 @@ class Source:
 def fill(net: nn.Module, source: Source) -> None:
     """Write all weights into a net that is real, on any device, sharded or not.
 
-    A sharded parameter is assembled whole, of which this rank keeps its part, and gone before the next one.
+    A sharded parameter is assembled whole, of which this rank keeps its part, and gone before the next one. Adapters
+    stay as they are.
 
     Raises:
         UserError: names the tensor that is missing, of another shape, or not finite.
     """
-    for name, target in [*net.named_parameters(), *net.named_buffers()]:
+    for name, target in without_adapters([*net.named_parameters(), *net.named_buffers()]):
         if isinstance(target, DTensor):
             whole = torch.empty(target.shape, dtype=target.dtype, device=target.device)
             source.write(name, whole)

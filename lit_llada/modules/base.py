@@ -1,4 +1,4 @@
-"""What every way of training shares: the net, its frozen twin, the optimiser, and the step around the loss.
+"""What every way of training shares: the options, the optimiser, and the step around the loss.
 
 A training step returns a *sum* over tokens. Gradients of sums are added up over accumulation steps and processes, and
 divided once, by the number of tokens that all of them counted: exact, whatever the lengths of the rows.
@@ -7,6 +7,7 @@ divided once, by the number of tokens that all of them counted: exact, whatever 
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
 
 import torch
@@ -18,13 +19,12 @@ from lit_llada.backbone.attention import Backend
 from lit_llada.backbone.config import BackboneConfig
 from lit_llada.backbone.moe import balance_loss, z_loss
 from lit_llada.backbone.transformer import Backbone
-from lit_llada.checkpoint.load import load_into, open_source
 from lit_llada.errors import UserError
-from lit_llada.modules.saving import Saving
+from lit_llada.modules.building import Building
 from lit_llada.training.gradients import clip_, global_norm, local_gradients
+from lit_llada.training.lora import LoRA
 from lit_llada.training.optimizers import OptimizerName, make_optimizer
 from lit_llada.training.schedules import Schedule
-from lit_llada.training.sharding import compile_blocks, shard, weight_digest
 
 
 class StepOutput(TypedDict):
@@ -40,12 +40,13 @@ class StepOutput(TypedDict):
     router_logits: Tensor | None  # [sparse layers, B*T, E]
 
 
-class DiffusionModule(Saving):
+class DiffusionModule(Building):
     """A masked diffusion language model in training.
 
     Args:
         backbone: the architecture; its vocabulary may be left to the data, and all of it to ``init_from``.
         init_from: checkpoint whose weights the run starts from: a run's, a published folder, a name on the hub.
+        lora: train adapters on top of ``init_from`` instead of its weights (needs peft); None trains the weights.
         lr: peak learning rate.
         weight_decay: decoupled, on matrices.
         betas: AdamW's decay rates.
@@ -66,6 +67,7 @@ class DiffusionModule(Saving):
         self,
         backbone: BackboneConfig | None = None,
         init_from: str | None = None,
+        lora: LoRA | None = None,
         lr: float = 4e-4,
         weight_decay: float = 0.1,
         betas: list[float] = [0.9, 0.95],  # noqa: B006  (jsonargparse shows it; nobody writes to it)
@@ -84,107 +86,23 @@ class DiffusionModule(Saving):
         self.save_hyperparameters()
         self._plain_hyperparameters()
         self.backbone = cast(BackboneConfig, copy.copy(backbone))  # None only until setup
-        self.mask_id, self.init_from = mask_id, init_from
-        self.lr, self.weight_decay, self.betas, self.optimizer, self.schedule = (
-            lr,
-            weight_decay,
-            betas,
-            optimizer,
-            schedule,
-        )
+        self.mask_id, self.init_from, self.lora = mask_id, init_from, lora
+        if lora is not None and init_from is None:
+            raise UserError("model.init_from is not set: model.lora adapts a checkpoint; give it, or leave lora out")
+        self.lr, self.weight_decay, self.betas = lr, weight_decay, betas
+        self.optimizer, self.schedule = optimizer, schedule
         self.balance_weight, self.z_weight = balance_weight, z_weight
         self.attention, self.checkpointing, self.compile_blocks = attention, checkpointing, compile
         self.nonfinite, self.seed = nonfinite, seed
         self.start_digest: str | None = None  # names the weights of init_from
         self.net: Backbone | None = None
         self.ema: Backbone | None = None
+        self.restored = False  # by load_from_checkpoint
+        # Lightning says so only when the net is there; who knows before spares it to be filled from init_from.
+        self.resumes_from: str | Path | None = None
         self.keep_ema = False  # the EMA callback's wish, known before the net is built
         self.stop_requested = False  # by a signal, in any process; all stop together after the step
         self.skipped_steps = 0
-
-    # ------------------------------------------------------------------ building
-
-    def setup(self, stage: str) -> None:
-        """Take what is not set from the checkpoint and the data, or hold it against them."""
-        data = getattr(self.trainer, "datamodule", None)
-        if self.init_from is not None and self.net is None:
-            self._take_architecture(self.init_from)
-        if self.backbone is None:
-            raise UserError("model.backbone is not set; add a model overlay, or give model.init_from")
-        if data is not None:
-            size = self.backbone.vocab_size
-            if size is None:
-                self.backbone.vocab_size = data.vocab_size
-            elif size < data.vocab_size:
-                raise UserError(
-                    f"backbone.vocab_size is {size}, but the data's tokenizer has {data.vocab_size} tokens; "
-                    "leave vocab_size out or prepare the data with the model's tokenizer"
-                )
-            self.mask_id = data.mask_id if self.mask_id is None else self.mask_id
-        if self.mask_id is None:
-            raise UserError("model.mask_id is not set; give it, or give data whose tokenizer tells it")
-        if not 0 <= self.mask_id < self.backbone.vocabulary:
-            raise UserError(
-                f"model.mask_id {self.mask_id} lies outside the vocabulary 0..{self.backbone.vocabulary - 1}"
-            )
-
-    def _take_architecture(self, path: str) -> None:
-        source = open_source(path)
-        if self.backbone is None:
-            self.backbone = copy.copy(source.config)
-        self.mask_id = source.mask_id if self.mask_id is None else self.mask_id
-
-    def configure_model(self) -> None:
-        """Build the net (and its twin): on the meta device, parallelised, and only then real."""
-        if self.net is None:
-            resumes = self._trainer is not None and self._trainer.ckpt_path is not None
-            self.net = self._build(None if resumes else self.init_from)
-            if self.keep_ema:
-                self.ema = self.frozen_twin()
-
-    def frozen_twin(self) -> Backbone:
-        """A second, frozen, equally sharded copy of the net."""
-        twin = self._build().requires_grad_(False)
-        with torch.no_grad():
-            for mine, its in zip(twin.parameters(), self.trained.parameters(), strict=True):
-                mine.copy_(its)
-        return twin
-
-    @property
-    def trained(self) -> Backbone:
-        """The net that the optimiser moves, once it is built."""
-        assert self.net is not None, "the net is built when a trainer (or load_from_checkpoint) configures the module"
-        return self.net
-
-    @property
-    def denoiser(self) -> Backbone:
-        """What samples and is validated: the averaged weights if there are any."""
-        return self.trained if self.ema is None else self.ema
-
-    @property
-    def mask_token(self) -> int:
-        """``mask_id``, once it is known."""
-        assert self.mask_id is not None, "mask_id is known after setup"
-        return self.mask_id
-
-    def _build(self, weights: str | None = None) -> Backbone:
-        """A net on the meta device, parallelised, and only then real: freshly drawn, or read from a checkpoint."""
-        with torch.device("meta"):
-            net = Backbone(self.backbone, self.attention)
-        net.checkpointing = self.checkpointing
-        if self.compile_blocks:
-            compile_blocks(net)
-        mesh, device = self._device_mesh, torch.device("cpu")
-        if mesh is not None:
-            shard(net, mesh["data_parallel"], mixed=self.trainer.precision == "bf16-mixed")
-            device = self.trainer.strategy.root_device
-        net.to_empty(device=device)
-        if weights is None:
-            net.init_weights()
-        else:
-            load_into(net, weights)
-            self.start_digest = weight_digest(net)
-        return net
 
     # ------------------------------------------------------------------ the step
 
@@ -273,17 +191,21 @@ class DiffusionModule(Saving):
     # ------------------------------------------------------------------ validation
 
     def on_validation_epoch_start(self) -> None:
-        self._validation_sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        zero = torch.zeros((), dtype=torch.float64, device=self.device)
+        self._validation_sums = {"count": zero, "loss": zero}
 
-    def validated(self, output: StepOutput) -> StepOutput:
-        """Count a validation step in, and hand it on."""
-        self._validation_sums += torch.stack((output["loss"].double(), output["count"].double()))
+    def validated(self, output: StepOutput, **more: Tensor) -> StepOutput:
+        """Count a validation step in, with other sums that are logged as ``val/name``, and hand it on."""
+        for name, total in {"count": output["count"], "loss": output["loss"], **more}.items():
+            self._validation_sums[name] = self._validation_sums.get(name, 0.0) + total.double()
         return output
 
     def on_validation_epoch_end(self) -> None:
-        total, count = self.trainer.strategy.reduce(self._validation_sums, reduce_op="sum")
+        totals = self.trainer.strategy.reduce(torch.stack([*self._validation_sums.values()]), reduce_op="sum")
+        means = dict(zip(self._validation_sums, (totals / totals[0]).float(), strict=True))
         stage = "test" if self.trainer.testing else "val"
-        self.log(f"{stage}/loss", (total / count).float(), prog_bar=True, sync_dist=True)
+        self.log(f"{stage}/loss", means.pop("loss"), prog_bar=True, sync_dist=True)
+        self.log_dict({f"{stage}/{name}": mean for name, mean in means.items() if name != "count"}, sync_dist=True)
 
     on_test_epoch_start = on_validation_epoch_start
     on_test_epoch_end = on_validation_epoch_end

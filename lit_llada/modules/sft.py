@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -32,6 +32,8 @@ class SFTModule(DiffusionModule):
     Raises:
         UserError: a band outside 0..1.
     """
+
+    learns_from: ClassVar[str] = "chat"
 
     def __init__(
         self,
@@ -69,11 +71,12 @@ class SFTModule(DiffusionModule):
         inside = batch.answers >= 0
         answers = batch.tokens.flatten()[batch.answers.clamp(min=0)]
         noised = mask_tokens(answers, inside, t, batch.keys, self.mask_token, seed, masking=self.masking, eps=self.eps)
-        masked, p_mask, lengths = noised.masked, noised.p_mask, batch.lengths
+        masked, p_mask = noised.masked, noised.p_mask
         if self.complementary and self.training:
+            rest, p_rest = complement(masked, inside, p_mask, self.masking, self.eps)
+            masked, p_mask, t = torch.cat((masked, rest)), torch.cat((p_mask, p_rest)), torch.cat((t, 1 - t))
             batch = twice(batch)
-            masked, t, lengths = torch.cat((masked, inside & ~masked)), torch.cat((t, 1 - t)), batch.lengths
-            p_mask = torch.cat((p_mask, (1 - p_mask).clamp(min=self.eps)))
+        lengths = batch.lengths
         found = predict(self.trained if self.training else self.denoiser, batch, masked, self.mask_token)
         weight, count = answer_weights(p_mask, masked, lengths, self.normalize)
         return StepOutput(
@@ -86,6 +89,23 @@ class SFTModule(DiffusionModule):
             masked=found.masked,
             router_logits=found.router_logits,
         )
+
+
+def complement(masked: Tensor, inside: Tensor, p_mask: Tensor, masking: Masking, eps: float) -> tuple[Tensor, Tensor]:
+    """The rest of each answer as a second mask with the same expectation, and its probability.
+
+    Args:
+        masked: ``[S, A]`` bool.
+        inside: ``[S, A]`` bool, the tokens of each answer.
+        p_mask: ``[S]``.
+        masking: with ``fixed_count`` the full mask, which leaves no rest, is its own: all counts stay equally likely.
+        eps: smallest probability.
+    """
+    rest, p_rest = inside & ~masked, (1 - p_mask).clamp(min=eps)
+    if masking == "fixed_count":
+        full = ~rest.any(1)
+        rest, p_rest = torch.where(full[:, None], masked, rest), torch.where(full, p_mask, p_rest)
+    return rest, p_rest
 
 
 def twice(batch: AnswerBatch) -> AnswerBatch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from lit_llada.data.packing import AnswerBatch
 from lit_llada.errors import UserError
 from lit_llada.modules.answers import Predicted, predict
 from lit_llada.modules.base import DiffusionModule, StepOutput
-from lit_llada.modules.reference import CachedReference
+from lit_llada.modules.reference import SPLITS, CachedReference
 from lit_llada.objectives.preference import (
     Draws,
     Estimator,
@@ -49,8 +49,10 @@ class VRPOModule(DiffusionModule):
         **options: of :class:`DiffusionModule`; ``init_from`` is also the reference.
 
     Raises:
-        UserError: no ``init_from``.
+        UserError: no ``init_from``; before the first step, a reference that does not fit.
     """
+
+    learns_from: ClassVar[str] = "preference"
 
     def __init__(
         self,
@@ -74,22 +76,39 @@ class VRPOModule(DiffusionModule):
 
     def configure_model(self) -> None:
         super().configure_model()
-        if self.reference is None and not self._twin:
+        # Without a trainer the module is only looked at; what `lit-llada reference` asks is the policy as it starts.
+        needed = self._trainer is not None and not self.trainer.predicting
+        if needed and self.reference is None and not self._twin:
             self._twin = [self._build(self.init_from).requires_grad_(False).eval()]
 
-    def on_fit_start(self) -> None:
-        if self.reference is not None:
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if str(self.trainer.precision).startswith("16"):
+            raise UserError("trainer.precision 16-mixed scales losses, which two passes cannot follow; use bf16-mixed")
+        self._ready_reference()
+
+    def on_validation_start(self) -> None:
+        self._ready_reference()
+
+    on_test_start = on_validation_start
+
+    def on_predict_start(self) -> None:
+        self.noise = "record"
+
+    def _ready_reference(self) -> None:
+        for twin in self._twin if self._device_mesh is None else []:
+            twin.to(self.device)  # Lightning moves what is part of the module
+        if self.reference is not None and self._cache is None:
             self._cache = CachedReference.open(self.reference, self)
 
     # ------------------------------------------------------------------ the step
 
     def training_step(self, batch: AnswerBatch, batch_idx: int) -> StepOutput:
         """Masks, the reference, two passes of the policy; the last draw's gradient is left to Lightning."""
-        parts = self.trainer.accumulate_grad_batches
-        if batch_idx % parts == 0:
+        if not self._keys:  # the first micro-batch of a step
             self.zero_grad(set_to_none=True)
-        draws, reference = self.draw(batch), self._ask_reference(batch, "train")
-        count = torch.tensor(len(batch.keys) // 2, device=self.device)
+        draws, reference = self.draw(batch, "train"), self._ask_reference(batch, "train")
+        count = pairs_of(batch).sum()
         seen: list[Predicted] = []
 
         def log_likelihood(number: int) -> tuple[Tensor, Tensor | None]:
@@ -98,11 +117,12 @@ class VRPOModule(DiffusionModule):
             return sum_over_answers(found, len(batch.keys)), self._router_loss(found, count)
 
         def loss(sums: Tensor) -> Tensor:
-            return self._losses(draws, sums, reference, batch.lengths).sum()
+            return self.judge(draws, sums, reference, batch)["loss"]
 
+        parts = self.trainer.accumulate_grad_batches
         rest, sums = two_pass(log_likelihood, self.estimator.draws, loss, parts)
-        for name, value in self.diagnose(draws, sums, reference, batch.lengths).items():
-            self.add_up(name, value.sum(), count if name == "loss" else None)
+        for name, total in self.judge(draws, sums, reference, batch).items():
+            self.add_up(name, total, count if name == "loss" else None)
         self._keys.append(batch.keys)
         return _output(rest, count, batch, seen[0])
 
@@ -110,55 +130,48 @@ class VRPOModule(DiffusionModule):
         """Nothing: Lightning would do it between training_step, which makes most of the gradient, and the rest."""
 
     def validation_step(self, batch: AnswerBatch, batch_idx: int) -> StepOutput:
-        draws, reference = self.draw(batch, seed=self.seed + 1), self._ask_reference(batch, "val")
-        net, sums = self.denoiser, []
-        for masked in draws.masked:
-            found = predict(net, batch, masked, self.mask_token)
-            sums.append(sum_over_answers(found, len(batch.keys)))
-        values = self.diagnose(draws, torch.stack(sums), reference, batch.lengths)
-        count = torch.tensor(len(batch.keys) // 2, device=self.device)
-        for name, value in values.items():
-            if name != "loss":
-                self.log(f"val/{name}", value.mean(), batch_size=int(count), on_epoch=True, sync_dist=True)
-        return self.validated(_output(values["loss"].sum(), count, batch, found))
+        draws, reference = self.draw(batch, "val"), self._ask_reference(batch, "val")
+        sums, found = self._ask(self.denoiser, batch, draws)
+        totals = self.judge(draws, sums, reference, batch)
+        return self.validated(_output(totals.pop("loss"), pairs_of(batch).sum(), batch, found), **totals)
 
     test_step = validation_step
 
+    def predict_step(self, batch: AnswerBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """What the reference, which the policy still is, says of a batch: ``[n, 2P]``."""
+        return self._ask(self.trained, batch, self.draw(batch, SPLITS[dataloader_idx], model=1))[0]
+
     # ------------------------------------------------------------------ its parts
 
-    def draw(self, batch: AnswerBatch, model: int = 0, seed: int | None = None) -> Draws:
+    def draw(self, batch: AnswerBatch, split: str, model: int = 0) -> Draws:
         """The masks of a batch, for the policy (0) or the reference (1)."""
-        pairs = len(batch.keys) // 2
-        keys = (batch.rows if self.noise == "record" else batch.keys)[:pairs]
+        keys = (batch.rows if self.noise == "record" else batch.keys).view(2, -1)[0]
         keys = answer_keys(keys, self.estimator.coupled).flatten()
-        seed = self.seed if seed is None else seed
-        return draw_masks(batch.lengths, keys, seed, self.estimator, batch.answers.shape[1], model)
+        lengths, seed = batch.lengths.clamp(min=1), self.seed + (split != "train")
+        return draw_masks(lengths, keys, seed, self.estimator, batch.answers.shape[1], model)
 
     def _ask_reference(self, batch: AnswerBatch, split: str) -> Reference:
-        draws = self.draw(batch, model=1, seed=self.seed + (split == "val"))
+        draws = self.draw(batch, split, model=1)
         if self._cache is not None:
             return Reference(draws, self._cache.sums(batch, split))
-        return Reference(draws, self.reference_sums(batch, draws))
+        with torch.no_grad():
+            return Reference(draws, self._ask(self._twin[0], batch, draws)[0])
 
-    @torch.no_grad()
-    def reference_sums(self, batch: AnswerBatch, draws: Draws) -> Tensor:
-        """``[n, 2P]`` the frozen twin's sums of log p over the masked tokens of each draw."""
-        found = (predict(self._twin[0], batch, masked, self.mask_token) for masked in draws.masked)
-        return torch.stack([sum_over_answers(f, len(batch.keys)) for f in found])
+    def _ask(self, net: Backbone, batch: AnswerBatch, draws: Draws) -> tuple[Tensor, Predicted]:
+        """``[n, 2P]`` sums of log p over the masked tokens of each draw, and all that was said in the last one."""
+        sums = []
+        for masked in draws.masked:
+            found = predict(net, batch, masked, self.mask_token)
+            sums.append(sum_over_answers(found, len(batch.keys)))
+        return torch.stack(sums), found
 
-    def _losses(self, draws: Draws, sums: Tensor, reference: Reference, lengths: Tensor) -> Tensor:
-        """``[P]``: the preference loss, and the chosen answer's SFT loss, ``-B / L``."""
-        policy = estimate(draws, sums).view(2, -1)
-        scores = score(policy, estimate(*reference).view(2, -1), self.beta)
-        sft = -policy[0] / lengths.view(2, -1)[0]
-        return preference_loss(scores, self.beta, self.kind) + self.sft_weight * sft
-
-    def diagnose(self, draws: Draws, sums: Tensor, reference: Reference, lengths: Tensor) -> dict[str, Tensor]:
-        """What TensorBoard shows of a batch, each ``[P]``."""
+    def judge(self, draws: Draws, sums: Tensor, reference: Reference, batch: AnswerBatch) -> dict[str, Tensor]:
+        """The loss (with the chosen answers' SFT loss, ``-B / L``) and what TensorBoard shows, summed over pairs."""
         policy, tied = estimate(draws, sums).view(2, -1), estimate(*reference).view(2, -1)
         scores = score(policy, tied, self.beta)
+        sft = -policy[0] / batch.lengths.clamp(min=1).view(2, -1)[0]
         values = {
-            "loss": self._losses(draws, sums, reference, lengths),
+            "loss": preference_loss(scores, self.beta, self.kind) + self.sft_weight * sft,
             "score": scores,
             "accuracy": (scores > 0).to(scores.dtype),
             "chosen_elbo": policy[0],
@@ -166,16 +179,15 @@ class VRPOModule(DiffusionModule):
             "chosen_gain": policy[0] - tied[0],
             "rejected_gain": policy[1] - tied[1],
             "kl_proxy": (tied - policy).mean(0),  # of the answers at hand, not of samples
-            "sft_loss": -policy[0] / lengths.view(2, -1)[0],
+            "sft_loss": sft,
         }
-        if len(sums) > 1:
-            if self.estimator.shared:
-                values["score_variance"] = score_variance(draws, sums - reference.sums, self.beta)
-            else:
-                values["score_variance"] = score_variance(draws, sums, self.beta) + score_variance(
-                    *reference, self.beta
-                )
-        return values
+        if len(sums) > 1 and self.estimator.shared:
+            values["score_variance"] = score_variance(draws, sums - reference.sums, self.beta)
+        elif len(sums) > 1:
+            own, its = (score_variance(*each, self.beta) for each in ((draws, sums), reference))
+            values["score_variance"] = own + its
+        real = pairs_of(batch)
+        return {name: (value * real).sum() for name, value in values.items()}
 
     def _router_loss(self, found: Predicted, count: Tensor) -> Tensor | None:
         """A sparse net's router losses, of one draw among n."""
@@ -193,15 +205,22 @@ def sum_over_answers(found: Predicted, samples: int) -> Tensor:
     return -found.nll.new_zeros(samples).index_add(0, found.sample, found.nll)
 
 
+def pairs_of(batch: AnswerBatch) -> Tensor:
+    """``[P]`` bool: pairs that count; others only fill a batch up."""
+    return (batch.lengths > 0).view(2, -1)[0]
+
+
 def _output(loss: Tensor, count: Tensor, batch: AnswerBatch, found: Predicted) -> StepOutput:
-    share = found.masked.sum() / batch.lengths.sum()
+    """Noise levels as far as this one draw tells them: the masked share of each answer."""
+    masked = torch.zeros_like(batch.keys).index_add(0, found.sample, torch.ones_like(found.sample))
+    share = (masked.double() / batch.lengths.clamp(min=1))[found.sample]
     return StepOutput(
         loss=loss,
         count=count,
         tokens=batch.lengths.sum(),
         nll=found.nll.detach(),
-        t=share.expand(len(found.nll)),
-        p_mask=share.expand(len(found.nll)),
+        t=share,
+        p_mask=share,
         masked=found.masked,
         router_logits=found.router_logits,
     )

@@ -10,6 +10,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
+from lit_llada.checkpoint.adapters import without_adapters
+
 
 def compile_blocks(net: nn.Module) -> None:
     """Compile every block on its own, in place: names of parameters stay, and equal blocks share one compilation."""
@@ -34,9 +36,12 @@ def shard(net: nn.Module, mesh: DeviceMesh, mixed: bool) -> None:
 
 
 def weight_digest(net: nn.Module) -> str:
-    """A name for the weights, whole or sharded: of each tensor the sum of its bytes, which no order of adding changes."""
+    """A name for the weights, whole or sharded: of each tensor the sum of its bytes, which no order of adding changes.
+
+    Adapters do not count: it is the name of what they are put on.
+    """
     digest = hashlib.sha256()
-    for name, parameter in sorted(net.named_parameters()):
+    for name, parameter in sorted(without_adapters(net.named_parameters())):
         local = parameter.to_local() if isinstance(parameter, DTensor) else parameter.detach()
         total = local.contiguous().view(torch.uint8).sum(dtype=torch.int64)
         if isinstance(parameter, DTensor):

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from lit_llada.checkpoint.load import load_net
-from lit_llada.objectives.diffusion import bound_sum
+from lit_llada.objectives.diffusion import answer_weights, bound_sum
 from lit_llada.objectives.noise import mask_tokens
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -48,6 +48,19 @@ def test_pretraining_loss_through_the_model_equals_golden(dtype: torch.dtype, ke
     nll, _ = load_net(GOLDEN / "dense_a", dtype).nll(g["noisy_ids"], g["input_ids"], rows)
     loss = bound_sum(nll, rows, g["p_mask"][:, 0].double(), g["input_ids"].shape[1]) / g["input_ids"].numel()
     torch.testing.assert_close(loss.double().item(), CASES["pre_model"][key], rtol=rtol, atol=0)
+
+
+@pytest.mark.parametrize(("kind", "rtol"), [("loss_f32", 2e-6), ("loss_f64", 1e-9)])
+@pytest.mark.parametrize("case", ["sft_given", "sft_model"])
+def test_fine_tuning_loss_equals_golden(case: str, kind: str, rtol: float) -> None:
+    g = golden(case)
+    dtype = torch.float32 if kind == "loss_f32" else torch.float64
+    masked = g["masked"].bool()
+    nll = torch.nn.functional.cross_entropy(g["logits"].to(dtype)[masked], g["input_ids"][masked], reduction="none")
+    lengths = g["input_ids"].shape[1] - g["prompt_lengths"]
+    weight, count = answer_weights(g["p_mask"][:, 0], masked, lengths, "sequence")
+    loss = (nll * weight.to(dtype)[masked.nonzero()[:, 0]]).sum() / count
+    torch.testing.assert_close(loss.double().item(), CASES[case][kind], rtol=rtol, atol=0)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,74 @@
+"""What does a run start from, and do its data speak the same language?"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lit_llada.backbone.config import BackboneConfig
+from lit_llada.checkpoint.load import open_source
+from lit_llada.checkpoint.source import META, Source
+from lit_llada.checkpoint.vocabulary import read_tokenizer
+from lit_llada.data.tokenizer import Tokenizer
+from lit_llada.errors import UserError
+
+
+def architecture(resumed: str | Path | None, start: str, data: Any) -> tuple[BackboneConfig, int | None]:
+    """The backbone of a run that starts from a checkpoint, and its mask token.
+
+    Args:
+        resumed: the run's own checkpoint, if it goes on from one: then ``start`` may be gone.
+        start: ``model.init_from``.
+        data: the datamodule; None for none.
+
+    Raises:
+        UserError: there is no such checkpoint, or the data were prepared with another tokenizer.
+    """
+    if resumed is not None:
+        path = Path(resumed)
+        sharded = path.is_dir()
+        saved = torch.load(path / META if sharded else path, map_location="cpu", mmap=not sharded, weights_only=True)
+        if "backbone" not in saved:
+            raise UserError(f"{path} was not written by lit_llada: it does not say what its backbone is")
+        return BackboneConfig(**saved["backbone"]), saved["mask_id"]
+    source = open_source(start)
+    if (tokenizer := getattr(data, "tokenizer", None)) is not None:
+        check_vocabulary(source, tokenizer)
+    return copy.copy(source.config), source.mask_id
+
+
+def check_kind(module: Any, data: Any) -> None:
+    """Refuse conversations where pairs are needed, and the like.
+
+    Raises:
+        UserError: names both.
+    """
+    for folder in getattr(data, "folders", []):
+        if folder.kind != module.learns_from:
+            raise UserError(
+                f"model {type(module).__name__} learns from {module.learns_from} data, and {folder.location} holds"
+                f" {folder.kind}: give a folder made by `lit-llada prepare {module.learns_from}`, or another recipe"
+            )
+
+
+def check_vocabulary(source: Source, tokenizer: Tokenizer) -> None:
+    """Refuse data in another vocabulary than the checkpoint's.
+
+    Raises:
+        UserError: with what to do.
+    """
+    theirs = read_tokenizer(source.files, source.mask_id)
+    if source.tokenizer_digest is not None:
+        alike = source.tokenizer_digest == tokenizer.digest
+    elif theirs is not None:  # which token ends a document is the data's own choice
+        alike = (theirs.model.to_str(), theirs.mask_id) == (tokenizer.model.to_str(), tokenizer.mask_id)
+    else:
+        alike = source.mask_id in (None, tokenizer.mask_id) and tokenizer.vocab_size <= source.config.vocabulary
+    if not alike:
+        raise UserError(
+            f"model.init_from {source.path} was trained with another tokenizer than the data's: prepare the data with"
+            " --tokenizer and the folder of the checkpoint's own"
+        )
