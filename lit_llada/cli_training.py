@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lit_llada.backbone.config import BackboneConfig
 from lit_llada.callbacks.checkpoint import StepCheckpoint, checkpoints
 from lit_llada.callbacks.ema import EMA
+from lit_llada.callbacks.exact_match import ExactMatch
 from lit_llada.callbacks.noise_curve import NoiseCurve
 from lit_llada.callbacks.progress import Progress
 from lit_llada.callbacks.provenance import Provenance
@@ -49,11 +50,12 @@ CALLBACKS = {
     "noise_curve": NoiseCurve,
     "router": RouterLoad,
     "sampling": SampleLogger,
+    "exact_match": ExactMatch,
     "throughput": Throughput,
     "provenance": Provenance,
     "checkpoint": StepCheckpoint,
 }
-OFF_BY_DEFAULT = ("ema",)  # it costs a second copy of the net
+OFF_BY_DEFAULT = ("ema", "exact_match")  # one costs a second copy of the net, the other needs data with answers
 
 # Whose parameters may stand under ``model`` and ``data``.
 BELOW: tuple[type, ...] = (

@@ -1,4 +1,4 @@
-"""What is kept of the reference is the reference; what is not, and whatever a run cannot start from, is refused by name."""
+"""What is kept of the reference is the reference; other things, and what no run can start from, are refused."""
 
 from __future__ import annotations
 
