@@ -1,4 +1,4 @@
-"""What the README tells people to type: every option exists, every file it names is there."""
+"""What README and guides tell people to type: every option exists, every file they name is there."""
 
 from __future__ import annotations
 
@@ -11,26 +11,34 @@ import pytest
 from lit_llada.cli import main
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+README = "\n".join(page.read_text() for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))))
 BLOCKS = [block for block in README.split("```")[1::2] if not block.startswith("text")]  # those are outputs
+ON_CHECKPOINTS = tuple(
+    f"lit-llada {words}"
+    for words in (
+        *("sample", "chat", "calibrate", "convert", "evaluate", "prepare preference --from"),
+        *("prepare chat my_", "prepare preference my_"),
+    )
+)
 COMMANDS = [line.strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("lit-llada fit")])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith(("lit-llada fit", "lit-llada reference"))])
 def test_fit_commands_parse(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit) as stop:
         main([*command.split("#")[0].split()[1:], "--print_config"])
     assert stop.value.code == 0
-    assert "class_path: lit_llada.modules.pretraining.PretrainingModule" in capsys.readouterr().out
+    assert re.search(r"class_path: lit_llada.modules.\w+.\w+Module", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.split()[1] in ("sample", "chat", "calibrate", "convert")])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith(ON_CHECKPOINTS)])
 def test_commands_on_checkpoints_parse(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """All options are known: what is refused is the checkpoint, which nobody has under that name."""
     assert main(shlex.split(command, comments=True)[1:]) == 2
     assert re.search(
-        r"(CHECKPOINT|runs/\S+|models/\S+|LLaDA-8B-Base): no such|questions.jsonl cannot", capsys.readouterr().err
+        r"(CHECKPOINT|runs/\S+|models/\S+|LLaDA-8B-Base|input my_\S+): no such|questions.jsonl cannot|no data folder",
+        capsys.readouterr().err,
     )
 
 

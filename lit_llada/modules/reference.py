@@ -6,7 +6,7 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning as L
 import torch
@@ -17,9 +17,6 @@ from torch import Tensor
 from lit_llada.data.packing import AnswerBatch
 from lit_llada.data.prepared import PreparedDataModule
 from lit_llada.errors import UserError
-
-if TYPE_CHECKING:
-    from lit_llada.modules.vrpo import VRPOModule
 
 SPLITS = ("train", "val")
 
@@ -36,8 +33,8 @@ class CachedReference:
         self.path, self.tables = path, tables
 
     @classmethod
-    def open(cls, path: str, module: VRPOModule) -> CachedReference:
-        """Read a file and hold it against the run.
+    def open(cls, path: str, module: Any) -> CachedReference:
+        """Read a file and hold it against the run of a VRPOModule.
 
         Raises:
             UserError: no such file, or one of other data, another seed, estimator or starting checkpoint.
@@ -121,13 +118,13 @@ def every_pair(data: PreparedDataModule) -> list[Any]:
     return [train, data.val_dataloader()]
 
 
-def identity(module: VRPOModule) -> dict[str, Any]:
-    """What the sums depend on, by the name that a message gives it.
+def identity(module: Any) -> dict[str, Any]:
+    """What the sums of a VRPOModule's reference depend on, by the name that a message gives it.
 
     Raises:
         UserError: they would also depend on who else is in the batch.
     """
-    data = module.trainer.datamodule  # type: ignore[attr-defined]
+    data = module.trainer.datamodule
     if data.eos == "batch":
         raise UserError(
             "data.eos is batch: how long an answer is then depends on its batch, and nothing said of it can be kept;"
