@@ -41,7 +41,13 @@ class Rows:
     def __getitem__(self, row: int) -> Any:
         if self._process != os.getpid():
             self._open()
-        return self._stream[row]
+        try:
+            return self._stream[row]
+        except (
+            KeyError
+        ):  # LitData's own thread dropped a chunk while its reader was closing it: a new one begins afresh
+            self._open()
+            return self._stream[row]
 
     def item_loader(self) -> Any:
         """LitData's reader of one item."""

@@ -267,6 +267,21 @@ def test_rows_of_real_chunks(chunks: Path, tmp_path: Path, remote: bool, workers
     assert threading.active_count() == 1
 
 
+def test_a_reader_that_lost_a_chunk_is_replaced(chunks: Path) -> None:
+    """LitData's prefetch thread and its reader may close one chunk at the same time; rarely, and with a KeyError."""
+
+    class Lost:
+        def __getitem__(self, row: int) -> None:
+            raise KeyError(5)
+
+    index = json.loads((chunks / "train" / "index.json").read_text())["chunks"]
+    rows = TokenRows(f"{chunks}/train", [c["filename"] for c in index], [c["dim"] for c in index], 16, None)
+    expected = rows[3]
+    rows._stream = Lost()
+    assert torch.equal(rows[3], expected)
+    rows.close()
+
+
 def test_a_stale_cache_is_refused(chunks: Path) -> None:
     rows = TokenRows(f"{chunks}/train", ["chunk-9-9.bin"], [1000], 16, None)
     with pytest.raises(UserError, match="empty the cache"):
