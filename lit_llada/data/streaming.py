@@ -45,7 +45,7 @@ class Rows:
             return self._stream[row]
         except (
             KeyError
-        ):  # LitData's own thread dropped a chunk while its reader was closing it: a new one begins afresh
+        ):  # LitData's own thread dropped a chunk that its reader was closing: a new one begins afresh
             self._open()
             return self._stream[row]
 
