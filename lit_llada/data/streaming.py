@@ -43,9 +43,7 @@ class Rows:
             self._open()
         try:
             return self._stream[row]
-        except (
-            KeyError
-        ):  # LitData's own thread dropped a chunk that its reader was closing: a new one begins afresh
+        except KeyError:  # LitData's own thread dropped a chunk that its reader was closing: a new one begins afresh
             self._open()
             return self._stream[row]
 
