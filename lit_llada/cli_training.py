@@ -6,7 +6,6 @@ changes one option without repeating a list; ``trainer.callbacks`` is left to th
 
 from __future__ import annotations
 
-import functools
 import inspect
 import logging
 import time
@@ -37,7 +36,7 @@ from lit_llada.data.prepared import PreparedDataModule
 from lit_llada.errors import UserError
 from lit_llada.modules.base import DiffusionModule
 from lit_llada.modules.pretraining import PretrainingModule
-from lit_llada.modules.reference import ReferenceWriter, every_pair
+from lit_llada.modules.reference import ReferenceWriter
 from lit_llada.modules.sft import SFTModule
 from lit_llada.modules.vrpo import VRPOModule
 from lit_llada.objectives.preference import Estimator
@@ -231,8 +230,6 @@ def reference(words: list[str]) -> int:
         raise UserError(f"reference is for VRPO, and model is {type(cli.model).__name__}: give the overlays of its run")
     out = cli.config.out or cli.model.reference or f"{cli.run_dir}/reference.safetensors"
     cli.trainer.callbacks.append(ReferenceWriter(out))  # type: ignore[attr-defined]
-    # The loaders are this verb's alone.
-    cli.datamodule.predict_dataloader = functools.partial(every_pair, cli.datamodule)
     cli.trainer.predict(cli.model, datamodule=cli.datamodule, return_predictions=False)
     if cli.trainer.is_global_zero:
         print(f"{out}: train on it with --model.reference {out}")

@@ -40,6 +40,31 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="session")
+def run_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's checkpoint with random weights and 258 tokens; copy it before something is written beside it."""
+    from lit_llada.backbone.config import BackboneConfig
+    from lit_llada.backbone.transformer import Backbone
+    from lit_llada.checkpoint.runs import write_run
+    from lit_llada.checkpoint.source import read_files
+    from lit_llada.data.tokenizer import Tokenizer
+
+    folder = tmp_path_factory.mktemp("run")
+    Tokenizer.byte().save(folder)
+    torch.manual_seed(3)
+    net = Backbone(BackboneConfig(vocab_size=258, d_model=32, n_layers=2, n_heads=2, ff_dim=64))
+    write_run(net, 257, read_files(folder), folder / "tiny.ckpt")
+    return folder / "tiny.ckpt"
+
+
+@pytest.fixture
+def checkpoint(run_file: Path) -> Any:
+    """The same, loaded."""
+    from lit_llada.checkpoint.load import load_checkpoint
+
+    return load_checkpoint(run_file)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that fork come first: torch refuses a backward pass in the child of a process that has made one."""
     items.sort(key=lambda item: "forked" not in getattr(item, "fixturenames", ()))

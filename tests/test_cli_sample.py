@@ -11,13 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from lit_llada.apps.settings import save_plan
-from lit_llada.backbone.config import BackboneConfig
-from lit_llada.backbone.transformer import Backbone
-from lit_llada.checkpoint.runs import write_run
-from lit_llada.checkpoint.source import read_files
 from lit_llada.cli import main
 from lit_llada.data.tokenizer import Tokenizer
 from lit_llada.sampling.plan import Plan
@@ -25,17 +20,6 @@ from lit_llada.sampling.trace import Trace
 
 GOLDEN = Path(__file__).parent / "golden"
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(scope="module")
-def run_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run's checkpoint with random weights and the tokenizer of bytes inside."""
-    folder = tmp_path_factory.mktemp("run")
-    Tokenizer.byte().save(folder)
-    torch.manual_seed(3)
-    net = Backbone(BackboneConfig(vocab_size=258, d_model=32, n_layers=2, n_heads=2, ff_dim=64))
-    write_run(net, 257, read_files(folder), folder / "tiny.ckpt")
-    return folder / "tiny.ckpt"
 
 
 @pytest.fixture

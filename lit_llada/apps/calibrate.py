@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from lit_llada.apps.answers import Answer, answer_rows
 from lit_llada.apps.findings import Point, report, write_results
 from lit_llada.apps.prompts import Prompt, make_rows, parse_records, read_text
 from lit_llada.apps.sample import special_ids, with_bar
 from lit_llada.apps.settings import Settings, change_plan, save_plan
 from lit_llada.data.chat import ChatTemplate
 from lit_llada.errors import UserError
+from lit_llada.sampling.answers import Answer, answer_rows
 from lit_llada.sampling.plan import Count, Plan
 
 if TYPE_CHECKING:

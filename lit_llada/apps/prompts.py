@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lit_llada.apps.answers import Row
 from lit_llada.data.chat import ChatTemplate, Message
 from lit_llada.data.tokenizer import Tokenizer
 from lit_llada.errors import UserError
-from lit_llada.sampling.canvas import Specials, lay_out
+from lit_llada.sampling.canvas import Row, Specials, prompt_rows
 
 GAP = re.compile(r"\[\.\.\.(\d*)\]")  # [...] or, with a length in tokens, [...24]
 
@@ -127,8 +126,7 @@ def make_rows(
     if infill:
         return [_gapped(p, i, tokenizer, specials, new_tokens, context) for i, p in enumerate(prompts, 1)]
     ids = [_ids(prompt, number, tokenizer, template) for number, prompt in enumerate(prompts, 1)]
-    canvas, real = lay_out(ids, new_tokens, specials, block_length=block_length, context=context)
-    return [row[kept].tolist() for row, kept in zip(canvas, real, strict=True)]
+    return prompt_rows(ids, new_tokens, specials, block_length=block_length, context=context)
 
 
 def _prompt(record: dict[str, Any]) -> Prompt:

@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from lit_llada.apps.answers import Answer, answer_rows, in_order
 from lit_llada.apps.prompts import Prompt, make_rows
 from lit_llada.apps.screen import END, MASK, printable
 from lit_llada.apps.settings import Settings, writing
 from lit_llada.data.chat import ChatTemplate
+from lit_llada.sampling.answers import Answer, answer_rows, in_order
 from lit_llada.sampling.canvas import Specials
 from lit_llada.sampling.film import check_name, write_film
 

@@ -158,6 +158,15 @@ class PreparedDataModule(L.LightningDataModule):
         """There is no third split: ``test`` reads the validation rows."""
         return self.val_dataloader()
 
+    def predict_dataloader(self) -> list[Any]:
+        """Loaders of both splits, with the batches that training makes until every row has been met."""
+        rank, world = self._share()
+        quotas = self.identity["rows_of_each"]
+        epochs = max(-(-len(rows) // quota) for rows, quota in zip(self.rows["train"], quotas, strict=True))
+        batches = -(-epochs * self.rows_per_epoch // (self.batch_size * world))
+        train = self.training_loader(batches, rank=rank, world=world, num_workers=self.num_workers)
+        return [train, self.val_dataloader()]
+
     def teardown(self, stage: str | None = None) -> None:
         for rows in [*self.rows["train"], *self.rows["val"]]:
             rows.close()

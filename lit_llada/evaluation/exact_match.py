@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,8 +13,8 @@ from lit_llada.checkpoint.load import load_checkpoint
 from lit_llada.data.chat import ChatTemplate, turn_end
 from lit_llada.data.tokenizer import Tokenizer
 from lit_llada.errors import UserError
-from lit_llada.sampling.canvas import Denoiser, Specials, lay_out, read_answers
-from lit_llada.sampling.generate import generate
+from lit_llada.sampling.answers import answer_rows
+from lit_llada.sampling.canvas import Denoiser, Specials, prompt_rows
 from lit_llada.sampling.plan import Plan
 
 if TYPE_CHECKING:
@@ -128,16 +127,10 @@ def replies(
     Raises:
         UserError: blocks that do not divide ``new_tokens``, or fewer steps than blocks.
     """
-    order = sorted(range(len(questions)), key=lambda i: -len(questions[i].ids))
-    for first in range(0, len(order), batch_size):
-        numbers = order[first : first + batch_size]
-        prompts = [questions[i].ids for i in numbers]
-        canvas, real = lay_out(prompts, new_tokens, specials, block_length=plan.block_length)
-        noise = torch.tensor([seeds[i] for i in numbers])
-        states = generate(denoiser, canvas.to(device), specials, plan, real=real.to(device), seeds=noise)
-        [state] = deque(states, 1)  # the last one
-        for number, ids in zip(numbers, read_answers(state, prompts, specials), strict=True):
-            yield number, Reply(tokenizer.decode(ids), len(ids) < new_tokens)
+    rows = prompt_rows([q.ids for q in questions], new_tokens, specials, block_length=plan.block_length)
+    answers = answer_rows(lambda: denoiser, rows, specials, plan, seeds=seeds, batch_size=batch_size, device=device)
+    for number, answer in answers:
+        yield number, Reply(tokenizer.decode(answer.gaps[0]), answer.ended)
 
 
 def tally(questions: Sequence[Question], right: Sequence[bool]) -> dict[str, tuple[int, int]]:

@@ -107,17 +107,16 @@ class DiffusionModule(Building):
     # ------------------------------------------------------------------ the step
 
     def sum_up(self, bound: Tensor, count: Tensor, router_logits: Tensor | None) -> Tensor:
-        """The sum to be minimised: the bound, and for a sparse net its router losses, weighted by the count.
-
-        Router losses are means over this micro-batch and this process, as in the published code.
-        """
+        """The sum to be minimised: the bound, and for a sparse net its router losses, weighted by the count."""
         self.add_up("loss", bound.detach(), count)
-        if router_logits is None:
-            return bound
+        return bound if router_logits is None else bound + self.router_loss(router_logits, count)
+
+    def router_loss(self, router_logits: Tensor, count: Tensor) -> Tensor:
+        """``count`` times the router losses, which are means over this micro-batch and this process, as published."""
         balance, z = balance_loss(router_logits, self.backbone.experts_per_token), z_loss(router_logits)
         self.add_up("balance_loss", balance.detach() * count)
         self.add_up("z_loss", z.detach() * count)
-        return bound + count * (self.balance_weight * balance + self.z_weight * z)
+        return count * (self.balance_weight * balance + self.z_weight * z)
 
     def add_up(self, name: str, total: Tensor, count: Tensor | None = None) -> None:
         """Add to a sum that is logged as ``train/name``, divided by the step's count, which one of the names brings."""

@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lit_llada.data.packing import AnswerBatch
-from lit_llada.data.prepared import PreparedDataModule
 from lit_llada.errors import UserError
 
 SPLITS = ("train", "val")
@@ -105,17 +104,6 @@ class ReferenceWriter(L.Callback):
             tables[split] = (total / times[:, None, None]).to(self.dtype)
         if trainer.is_global_zero:
             write_reference(self.path, tables, self.identity)
-
-
-def every_pair(data: PreparedDataModule) -> list[Any]:
-    """Loaders of both splits, with the batches that training makes in the epochs that it takes to meet every pair."""
-    assert data.trainer is not None
-    rank, world = data._share()
-    quotas = data.identity["rows_of_each"]
-    epochs = max(-(-len(rows) // quota) for rows, quota in zip(data.rows["train"], quotas, strict=True))
-    batches = -(-epochs * data.rows_per_epoch // (data.batch_size * world))
-    train = data.training_loader(batches, rank=rank, world=world, num_workers=data.num_workers)
-    return [train, data.val_dataloader()]
 
 
 def identity(module: Any) -> dict[str, Any]:

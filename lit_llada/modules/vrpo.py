@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lit_llada.backbone.moe import balance_loss, z_loss
 from lit_llada.backbone.transformer import Backbone
 from lit_llada.data.packing import AnswerBatch
 from lit_llada.errors import UserError
@@ -114,7 +113,9 @@ class VRPOModule(DiffusionModule):
         def log_likelihood(number: int) -> tuple[Tensor, Tensor | None]:
             found = predict(self.trained, batch, draws.masked[number], self.mask_token)
             seen[:] = [found]
-            return sum_over_answers(found, len(batch.keys)), self._router_loss(found, count)
+            router = found.router_logits if torch.is_grad_enabled() else None  # of one draw among n
+            extra = None if router is None else self.router_loss(router, count / self.estimator.draws)
+            return sum_over_answers(found, len(batch.keys)), extra
 
         def loss(sums: Tensor) -> Tensor:
             return self.judge(draws, sums, reference, batch)["loss"]
@@ -188,16 +189,6 @@ class VRPOModule(DiffusionModule):
             values["score_variance"] = own + its
         real = pairs_of(batch)
         return {name: (value * real).sum() for name, value in values.items()}
-
-    def _router_loss(self, found: Predicted, count: Tensor) -> Tensor | None:
-        """A sparse net's router losses, of one draw among n."""
-        if found.router_logits is None or not torch.is_grad_enabled():
-            return None
-        k, share = self.backbone.experts_per_token, count / self.estimator.draws
-        balance, z = balance_loss(found.router_logits, k), z_loss(found.router_logits)
-        self.add_up("balance_loss", balance.detach() * share)
-        self.add_up("z_loss", z.detach() * share)
-        return share * (self.balance_weight * balance + self.z_weight * z)
 
 
 def sum_over_answers(found: Predicted, samples: int) -> Tensor:

@@ -15,6 +15,8 @@ from torch import Tensor
 from lit_llada.backbone.attention import AttentionMask
 from lit_llada.errors import UserError
 
+Row = list[int]  # a canvas: ids, with the mask's where something is to be written
+
 
 class Specials(NamedTuple):
     """The ids that mean something to a sampler.
@@ -113,32 +115,17 @@ class State(NamedTuple):
         return (r == Reason.SELECTED) | (r == Reason.FORCED) | (r == Reason.ENDED)
 
 
-def lay_out(
+def prompt_rows(
     prompts: Sequence[Sequence[int]],
     new_tokens: int | Sequence[int],
     specials: Specials,
     *,
     block_length: int | None = None,
     context: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """A batch of prompts of any lengths as canvases: prompt, right behind it the masks, padding at the far right.
-
-    No row depends on its batch mates: nobody sees padding, and positions count from each row's own beginning.
-
-    Args:
-        prompts: ids of each prompt.
-        new_tokens: masks behind each prompt, for all or for each.
-        specials: the mask's id, and what may pad.
-        block_length: to be checked: blocks that do not divide ``new_tokens`` are refused.
-        context: the longest sequence the net was made for; None for no limit.
-
-    Returns:
-        ``canvas [B, L]`` int64 and ``real [B, L]`` bool.
-
-    Raises:
-        UserError: an empty prompt, a mask token in a prompt, no room in the context, a block that does not divide.
-    """
+) -> list[Row]:
+    """Canvases of prompts, each with its masks right behind it; arguments and errors of :func:`lay_out`."""
     lengths = [new_tokens] * len(prompts) if isinstance(new_tokens, int) else list(new_tokens)
+    rows = []
     for number, (prompt, new) in enumerate(zip(prompts, lengths, strict=True), 1):
         if not prompt:
             raise UserError(f"prompt {number} is empty; give it at least one token")
@@ -153,14 +140,45 @@ def lay_out(
                 f"prompt {number}: {len(prompt)} tokens and {new} new ones exceed the context of {context}; "
                 "shorten the prompt or ask for fewer"
             )
-    width = max(len(prompt) + new for prompt, new in zip(prompts, lengths, strict=True))
-    canvas = torch.full((len(prompts), width), 0 if specials.eos is None else specials.eos)
-    real = torch.zeros(len(prompts), width, dtype=torch.bool)
-    for row, (prompt, new) in enumerate(zip(prompts, lengths, strict=True)):
-        canvas[row, : len(prompt)] = torch.tensor(prompt)
-        canvas[row, len(prompt) : len(prompt) + new] = specials.mask
-        real[row, : len(prompt) + new] = True
-    return canvas, real
+        rows.append([*prompt, *[specials.mask] * new])
+    return rows
+
+
+def pad_rows(rows: Sequence[Row], specials: Specials) -> tuple[Tensor, Tensor]:
+    """``canvas [B, L]`` int64 and ``real [B, L]`` bool of rows of any lengths, padding at the far right.
+
+    No row depends on its batch mates: nobody sees padding, and positions count from each row's own beginning.
+    """
+    width = max(map(len, rows))
+    pad = 0 if specials.eos is None else specials.eos
+    canvas = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
+    return canvas, torch.tensor([[i < len(row) for i in range(width)] for row in rows])
+
+
+def lay_out(
+    prompts: Sequence[Sequence[int]],
+    new_tokens: int | Sequence[int],
+    specials: Specials,
+    *,
+    block_length: int | None = None,
+    context: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A batch of prompts of any lengths as canvases: prompt, right behind it the masks, see :func:`pad_rows`.
+
+    Args:
+        prompts: ids of each prompt.
+        new_tokens: masks behind each prompt, for all or for each.
+        specials: the mask's id, and what may pad.
+        block_length: to be checked: blocks that do not divide ``new_tokens`` are refused.
+        context: the longest sequence the net was made for; None for no limit.
+
+    Returns:
+        ``canvas [B, L]`` int64 and ``real [B, L]`` bool.
+
+    Raises:
+        UserError: an empty prompt, a mask token in a prompt, no room in the context, a block that does not divide.
+    """
+    return pad_rows(prompt_rows(prompts, new_tokens, specials, block_length=block_length, context=context), specials)
 
 
 def read_answers(state: State, prompts: Sequence[Sequence[int]], specials: Specials) -> list[list[int]]:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from lit_llada.apps.answers import Answer
 from lit_llada.apps.calibrate import SWEEPS, Question, choose, plans_to_try, read_questions, score
 from lit_llada.apps.findings import Point, interval
 from lit_llada.cli import main
 from lit_llada.errors import UserError
+from lit_llada.sampling.answers import Answer
 from lit_llada.sampling.plan import PRESETS, Plan
 
 

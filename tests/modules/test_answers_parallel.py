@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from lit_llada.callbacks.checkpoint import StepCheckpoint, checkpoints
 from lit_llada.callbacks.ema import EMA
 from lit_llada.data.answer_datamodule import AnswerDataModule
-from lit_llada.modules.reference import ReferenceWriter, every_pair
+from lit_llada.modules.reference import ReferenceWriter
 from lit_llada.modules.sft import SFTModule
 from lit_llada.modules.vrpo import VRPOModule
 from lit_llada.objectives.preference import Estimator
@@ -147,7 +147,6 @@ def test_two_ranks_write_and_use_the_reference_of_one(
 ) -> None:
     def write(rank: int, world: int) -> None:
         data = AnswerDataModule(str(pairs), length=64, batch_size=4, val_rows=7, eos="one")
-        data.predict_dataloader = lambda: every_pair(data)  # type: ignore[method-assign]
         trainer = Trainer(
             accelerator="cpu", devices=world, strategy="auto" if world == 1 else FSDP2Strategy(), precision="32-true",
             logger=False, enable_progress_bar=False, callbacks=[ReferenceWriter(tmp_path / f"{world}.safetensors")],

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from lit_llada.errors import UserError
 from lit_llada.modules.base import DiffusionModule
 from lit_llada.modules.pretraining import PretrainingModule
-from lit_llada.modules.reference import CachedReference, ReferenceWriter, every_pair
+from lit_llada.modules.reference import CachedReference, ReferenceWriter
 from lit_llada.modules.sft import SFTModule
 from lit_llada.modules.vrpo import VRPOModule
 from lit_llada.objectives.preference import Estimator
@@ -22,7 +22,6 @@ from tests.modules.conftest import SPARSE, Curve, data_of, module_of, trainer_of
 
 def write(root: Path, start: Path, folder: Path, **options: Any) -> str:
     data, path = data_of(folder, **options), root / "reference.safetensors"
-    data.predict_dataloader = lambda: every_pair(data)  # type: ignore[method-assign]
     trainer_of(root, ReferenceWriter(path)).predict(module_of(start), datamodule=data, return_predictions=False)
     return str(path)
 
@@ -48,7 +47,6 @@ def test_a_run_on_the_kept_reference_is_the_run_with_the_live_one_bit_for_bit(
 def test_every_pair_is_in_the_file_also_of_a_mixture(tmp_path: Path, pairs: Path, starts: dict[str, Path]) -> None:
     data = data_of(pairs)
     data.path = {str(pairs): 0.8, f"{pairs}/.": 0.2}
-    data.predict_dataloader = lambda: every_pair(data)  # type: ignore[method-assign]
     writer = ReferenceWriter(tmp_path / "r.safetensors")
     trainer_of(tmp_path, writer).predict(module_of(starts["dense"]), datamodule=data, return_predictions=False)
     tables = load_file(tmp_path / "r.safetensors")

@@ -8,14 +8,11 @@ from itertools import groupby
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from lit_llada.sampling.canvas import Denoiser, Specials, State
+from lit_llada.sampling.canvas import Denoiser, Row, Specials, State, pad_rows
 from lit_llada.sampling.generate import generate
 from lit_llada.sampling.plan import Plan
 from lit_llada.sampling.trace import Recorder, Trace
-
-Row = list[int]  # a canvas: ids, with the mask's where something is to be written
 
 
 class Answer(NamedTuple):
@@ -91,14 +88,6 @@ def in_order(pairs: Iterable[tuple[int, Answer]]) -> Iterator[Answer]:
         while number in held:
             yield held.pop(number)
             number += 1
-
-
-def pad_rows(rows: Sequence[Row], specials: Specials) -> tuple[Tensor, Tensor]:
-    """``canvas [B, L]`` and ``real [B, L]``, padding at the far right."""
-    width = max(map(len, rows))
-    pad = 0 if specials.eos is None else specials.eos
-    canvas = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
-    return canvas, torch.tensor([[i < len(row) for i in range(width)] for row in rows])
 
 
 def read_gaps(before: Row, after: Row, specials: Specials) -> tuple[list[Row], Row, bool]:

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lit_llada.apps.answers import Answer, answer_rows, in_order, pad_rows, read_gaps
 from lit_llada.checkpoint.load import Checkpoint
-from lit_llada.sampling.canvas import Specials
+from lit_llada.sampling.answers import Answer, answer_rows, in_order, read_gaps
+from lit_llada.sampling.canvas import Specials, pad_rows
 from lit_llada.sampling.plan import Plan
 
 MASK, EOS = 9, 8
