@@ -111,7 +111,8 @@ def special_ids(checkpoint: Checkpoint, template: ChatTemplate | None) -> Specia
 
     eot = checkpoint.eot_id
     if template is not None and checkpoint.tokenizer is not None:
-        eot = turn_end(template, checkpoint.tokenizer) or eot
+        end = turn_end(template, checkpoint.tokenizer)
+        eot = eot if end is None else end  # it may have the id 0
     return Specials(checkpoint.mask_id, checkpoint.eos_id, eot, checkpoint.forbidden)
 
 
