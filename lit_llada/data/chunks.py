@@ -6,9 +6,11 @@ the rows), and which puts a signal handler and scratch folders in the way of eve
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -49,13 +51,14 @@ def write_items(folder: Path, pieces: Iterable[Any], counted: str, **options: An
     """
     from litdata.streaming import Cache
 
-    cache, number = Cache(str(folder), **options), -1
-    for number, piece in enumerate(pieces):
-        cache[number] = piece
-    if number < 0:  # the writer would wait for ever
-        return []
-    cache.done()
-    cache.merge()
+    with _without_ranks():
+        cache, number = Cache(str(folder), **options), -1
+        for number, piece in enumerate(pieces):
+            cache[number] = piece
+        if number < 0:  # the writer would wait for ever
+            return []
+        cache.done()
+        cache.merge()
     index = json.loads((folder / "index.json").read_text())
     chunks = [
         {**described(folder / chunk["filename"]), counted: chunk["dim"] if counted == "tokens" else chunk["chunk_size"]}
@@ -65,6 +68,17 @@ def write_items(folder: Path, pieces: Iterable[Any], counted: str, **options: An
     index["updated_at"] = hashlib.sha256(json.dumps(chunks).encode()).hexdigest()[:16]
     (folder / "index.json").write_text(json.dumps(index, sort_keys=True))
     return chunks
+
+
+@contextlib.contextmanager
+def _without_ranks() -> Iterator[None]:
+    """Hide a launcher's variables: LitData's writer would wait for ever for what the other ranks write."""
+    names = ("WORLD_SIZE", "GLOBAL_RANK", "NNODES", "DATA_OPTIMIZER_GLOBAL_RANK")
+    hidden = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def described(file: Path) -> dict[str, Any]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 import multiprocessing
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import ModelCheckpoint
+from litdata.streaming import TokensLoader
 
+from lit_llada.data.chunks import write_items
 from lit_llada.data.datamodule import DiffusionDataModule
 from lit_llada.data.folder import DataFolder
 from lit_llada.data.tokenizer import Tokenizer
@@ -26,7 +27,7 @@ from lit_llada.errors import UserError
 LENGTH = 16
 
 
-def documents(numbers: list[int]) -> Iterator[torch.Tensor]:
+def documents(numbers: Iterable[int]) -> Iterator[torch.Tensor]:
     for number in numbers:
         text = f"Document {number}: " + f"{number * 7919 % 1000} and so on. " * (number % 4 + 1)
         yield torch.tensor([*text.encode(), 256], dtype=torch.int32).to(torch.uint16)
@@ -34,25 +35,12 @@ def documents(numbers: list[int]) -> Iterator[torch.Tensor]:
 
 def make(root: Path, name: str, first: int = 0, count: int = 40, val_count: int = 8, tokenizer: Any = None) -> str:
     """A prepared folder of `count` short documents, in chunks of about 600 tokens."""
-    from litdata import TokensLoader, optimize
-
     folder, splits = root / name, {}
     tokenizer = tokenizer or Tokenizer.byte()
     for split, numbers in {"train": (first, count), "val": (first + count, val_count)}.items():
         (folder / split).mkdir(parents=True)
-        entries: list[dict[str, Any]] = []
-        if numbers[1]:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setenv("DATA_OPTIMIZER_CACHE_FOLDER", str(root / "scratch"))
-                patch.setenv("DATA_OPTIMIZER_DATA_CACHE_FOLDER", str(root / "scratch_data"))
-                options = {"num_workers": 1, "start_method": "fork", "keep_data_ordered": True, "verbose": False}
-                inputs = [list(range(numbers[0], sum(numbers)))]
-                loader = TokensLoader()
-                optimize(documents, inputs, str(folder / split), chunk_size=600, item_loader=loader, **options)
-            for c in json.loads((folder / split / "index.json").read_text())["chunks"]:
-                content = (folder / split / c["filename"]).read_bytes()
-                sha = hashlib.sha256(content).hexdigest()
-                entries.append({"file": c["filename"], "sha256": sha, "bytes": len(content), "tokens": c["dim"]})
+        pieces = documents(range(numbers[0], sum(numbers)))
+        entries = write_items(folder / split, pieces, "tokens", chunk_size=600, item_loader=TokensLoader())
         tokens = sum(c["tokens"] for c in entries)
         splits[split] = {"tokens": tokens, "documents": numbers[1], "bytes": tokens - numbers[1], "chunks": entries}
     splits["val"]["unigram_nll"] = 3.0

@@ -366,3 +366,12 @@ def test_fallback_where_the_library_has_no_source(monkeypatch: pytest.MonkeyPatc
     assert any("argparse" in name for name, _ in corpora.prose())
     with pytest.raises(UserError, match="no standard library source"):
         list(corpora.embedded("code"))
+
+
+def test_a_launchers_variables_change_nothing(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = prepare_text([str(source)], str(tmp_path / "alone"), val_fraction=0.3)
+    monkeypatch.setenv("WORLD_SIZE", "2")  # LitData's writer would wait for the index of a second rank
+    monkeypatch.setenv("GLOBAL_RANK", "1")
+    launched = prepare_text([str(source)], str(tmp_path / "launched"), val_fraction=0.3)
+    assert manifest(alone)["splits"] == manifest(launched)["splits"]
+    assert os.environ["WORLD_SIZE"] == "2"

@@ -17,7 +17,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from litdata.streaming import TokensLoader
 
+from lit_llada.data.chunks import write_items
 from lit_llada.data.order import Order, permute
 from lit_llada.data.streaming import TextBatches, TokenRows, TrainingLoader, ValidationLoader
 from lit_llada.errors import UserError
@@ -219,28 +221,11 @@ def test_validation_reads_each_row_once_and_all_ranks_alike(rows: int, batch_siz
 @pytest.fixture(scope="module")
 def chunks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two hundred documents of 37 tokens; the token at place i of the folder's stream is i."""
-    from litdata import TokensLoader, optimize
-
-    root = tmp_path_factory.mktemp("chunks")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DATA_OPTIMIZER_CACHE_FOLDER", str(root / "scratch"))
-        patch.setenv("DATA_OPTIMIZER_DATA_CACHE_FOLDER", str(root / "scratch_data"))
-        optimize(
-            _document,
-            inputs=list(range(200)),
-            output_dir=str(root / "train"),
-            chunk_size=1000,
-            item_loader=TokensLoader(),
-            num_workers=1,
-            start_method="fork",
-            keep_data_ordered=True,
-            verbose=False,
-        )
-    return root
-
-
-def _document(number: int):
-    yield torch.arange(37 * number, 37 * number + 37, dtype=torch.int32).to(torch.uint16)
+    folder = tmp_path_factory.mktemp("chunks")
+    (folder / "train").mkdir()
+    documents = torch.arange(37 * 200, dtype=torch.int32).to(torch.uint16).split(37)
+    write_items(folder / "train", documents, "tokens", chunk_size=1000, item_loader=TokensLoader())
+    return folder
 
 
 @pytest.mark.parametrize("remote", [False, True])
