@@ -17,6 +17,11 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
+
+# The same examples every time; a slow machine is no failure.
+settings.register_profile("fixed", deadline=None, derandomize=True, database=None)
+settings.load_profile("fixed")
 
 Forked = Callable[..., list[Any]]
 

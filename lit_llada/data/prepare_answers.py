@@ -35,7 +35,7 @@ def prepare_chat(
     inputs: list[str] = [],  # noqa: B006
     out: str = "data/repl",
     corpus: Literal["repl"] = "repl",
-    size: int = 20_000,
+    size: int = 40_000,
     seed: int = 1,
     tokenizer: str = "byte",
     template: str = "auto",

@@ -19,7 +19,6 @@ TEMPLATES = {
     "len": "len({w!r})",
     "index": "{w!r}[{i}]",
     "upper": "{w!r}.upper()",
-    "title": "{w!r}.title()",
     "starts": "{w!r}.startswith({c!r})",
     "count": "{w!r}.count({c!r})",
     "slice": "{w!r}[:3]",
@@ -33,19 +32,16 @@ TEMPLATES = {
     "swap": "s = {w!r} + '-' + {v!r}\n>>> s.split('-')[1]",
     "compare": "{w!r} < {v!r}",
     "add": "{a} + {b}",
-    "add_variable": "x = {a}\n>>> x + {b}",
-    "modulo": "{a} % {b}",
-    "hex": "hex({a})",
 }
 
 
 def words() -> list[str]:
-    """The words of three to nine letters in Python's language reference, in alphabetical order.
+    """The words of three to six letters in Python's language reference, in alphabetical order.
 
     Raises:
         UserError: this Python has no language reference.
     """
-    found = {word.lower() for _, text in topics() for word in re.findall(r"\b[A-Za-z]{3,9}\b", text)}
+    found = {word.lower() for _, text in topics() for word in re.findall(r"\b[A-Za-z]{3,6}\b", text)}
     if not found:
         raise UserError("this Python carries no language reference to take words from; give files of your own")
     return sorted(found)
@@ -65,8 +61,8 @@ def repl_records(size: int, seed: int, share: float) -> Iterator[tuple[str, str,
     for number in range(size):
         template, held = [*TEMPLATES][number % len(TEMPLATES)], rng.random() < share
         prompt = _line(TEMPLATES[template], sides[held], rng)
-        while "{w" not in TEMPLATES[template] and (text_hash(prompt) < share * 2**64) != held:
-            prompt = _line(TEMPLATES[template], sides[held], rng)
+        if "{w" not in TEMPLATES[template]:
+            held = text_hash(prompt) < share * 2**64
         if prompt not in seen:
             seen.add(prompt)
             yield prompt, answer(prompt), template, held

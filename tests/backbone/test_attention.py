@@ -112,7 +112,7 @@ def test_backend_in_narrow_dtypes(backend: attention.Backend, dtype: torch.dtype
 
 
 @given(mask=layouts(), causal=st.booleans())
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50)
 def test_dense_mask_equals_the_definition(mask: AttentionMask, causal: bool) -> None:
     rows, length = shape_of(mask)
     allowed = dense_mask(*mask, causal, length, CPU)
@@ -121,7 +121,7 @@ def test_dense_mask_equals_the_definition(mask: AttentionMask, causal: bool) -> 
 
 
 @given(mask=layouts(), causal=st.booleans())
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25)
 def test_flex_mask_equals_the_dense_one(mask: AttentionMask, causal: bool) -> None:
     from torch.nn.attention.flex_attention import create_mask
 
@@ -150,7 +150,7 @@ def segments(mask: AttentionMask) -> tuple[list[list[int]], Tensor]:
 
 
 @given(mask=layouts(), causal=st.booleans())
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 def test_flash_layout_says_the_same_as_the_mask(mask: AttentionMask, causal: bool) -> None:
     rows, length = shape_of(mask)
     real = torch.ones(rows, length, dtype=torch.bool) if mask.padding is None else mask.padding

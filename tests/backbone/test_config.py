@@ -108,7 +108,7 @@ def configs(draw: st.DrawFn) -> BackboneConfig:
 
 
 @given(configs())
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 def test_arithmetic_equals_the_net(config: BackboneConfig) -> None:
     net = built(config)
     assert config.parameter_count() == numel(net)
@@ -117,7 +117,7 @@ def test_arithmetic_equals_the_net(config: BackboneConfig) -> None:
 
 
 @given(configs())
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=10)
 @torch.no_grad()
 def test_what_is_accepted_runs(config: BackboneConfig) -> None:
     logits = Backbone(config).double()(torch.zeros(2, 3, dtype=torch.long))

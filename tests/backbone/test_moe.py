@@ -185,7 +185,7 @@ def test_dense_layers_stay_dense() -> None:
 
 
 @given(st.lists(st.integers(0, 6), max_size=30))
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50)
 def test_expert_counts(visits: list[int]) -> None:
     seen = Counter(visits)
     counts = expert_counts(torch.tensor(visits, dtype=torch.long), 7)
@@ -205,7 +205,7 @@ def test_balance_loss_of_a_collapsed_router_approaches_the_number_of_experts() -
 
 
 @given(st.integers(1, 3), st.integers(1, 5), st.integers(2, 6), st.data())
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25)
 def test_losses_equal_their_definitions(layers: int, tokens: int, experts: int, data: st.DataObject) -> None:
     k = data.draw(st.integers(1, experts))
     logits = torch.randn(layers, tokens, experts, dtype=torch.float64)

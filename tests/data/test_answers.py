@@ -78,7 +78,7 @@ def some_samples(draw: st.DrawFn) -> list[Sample]:
 
 
 @given(some_samples(), st.sampled_from(["one", "block"]))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_packed_is_padded_sample_by_sample(samples: list[Sample], eos: Any) -> None:
     padded = laid_out(samples, eos=eos, block_length=4)
     packed = laid_out(samples, eos=eos, block_length=4, layout="packed", length=19)

@@ -18,7 +18,7 @@ def buckets(window: int = 128, granule: int = 16, seed: int = 1) -> Buckets:
 
 
 @given(st.integers(1, 400), st.integers(1, 70))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_every_row_once_an_epoch(window: int, granule: int) -> None:
     found = buckets(window, granule)
     for epoch in (0, 3):
@@ -36,7 +36,7 @@ def test_a_window_is_a_permutation_of_the_same_window_of_the_order() -> None:
 
 
 @given(st.lists(st.integers(1, 37), min_size=1, max_size=12))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_how_batches_are_cut_changes_nothing(sizes: list[int]) -> None:
     whole = np.stack(buckets().locate(np.arange(700)))
     found, start = buckets(), 0

@@ -55,7 +55,7 @@ def read(loaders: list, batches: int) -> list[tuple[int, int, int]]:
 
 
 @given(st.integers(1, 700), st.lists(st.integers(0, 2**40), max_size=4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_permute_is_a_permutation(size: int, key: list[int]) -> None:
     image = permute(np.arange(size), size, *key)
     assert sorted(image.tolist()) == list(range(size))
@@ -103,7 +103,7 @@ def test_a_window_keeps_reading_near_a_few_chunks() -> None:
     st.integers(0, 3),
     st.randoms(use_true_random=False),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_weighted_order_gives_quotas_and_uses_rows_evenly(chunk_rows, window, random) -> None:
     weights = [random.uniform(0.5, 2.0) for _ in chunk_rows]
     order = Order(chunk_rows, weights, seed=1, window=window)
@@ -144,7 +144,7 @@ def test_resume_at_any_batch_continues_the_same_sequence(workers: int, weights: 
     st.lists(st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(0, 4)), min_size=1, max_size=4),
     st.sampled_from([None, [0.6, 0.4]]),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_ranks_and_batch_size_may_change_at_every_resume(legs, weights) -> None:
     order = Order([[7, 6], [5, 5]], weights, seed=3, window=1)
     seen, state = [], None
@@ -194,7 +194,7 @@ def test_reading_leaves_the_global_generator_alone_and_no_process_behind() -> No
 
 
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 4), st.one_of(st.none(), st.integers(1, 45)))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_validation_reads_each_row_once_and_all_ranks_alike(rows: int, batch_size: int, world: int, limit) -> None:
     order = Order([[rows], [3]], seed=None)
     sources = [Numbered(0), Numbered(1)]

@@ -144,7 +144,7 @@ def test_a_cache_of_the_very_same_canvas_gives_the_logits_of_all(
     assert (new - whole).abs().amax(1).min() > 1e-3
 
 
-@settings(max_examples=15, deadline=None, derandomize=True, database=None)
+@settings(max_examples=15)
 @given(
     seed=st.integers(0, 10_000),
     kind=st.sampled_from(sorted(KINDS)),

@@ -17,7 +17,7 @@ from lit_llada.sampling.plan import PRESETS, Count, EosRule, Order, Plan, preset
 
 VOCABULARY, MASK, EOS, EOT, FORBIDDEN = 9, 8, 7, 6, 5
 SPECIALS = Specials(MASK, EOS, EOT, (FORBIDDEN,))
-many = settings(max_examples=60, derandomize=True, deadline=None, database=None)
+many = settings(max_examples=60)
 
 widths = st.integers(3, 9)
 canvases = st.tuples(st.sampled_from([1, 3, 7]), widths).flatmap(

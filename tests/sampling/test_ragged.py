@@ -19,7 +19,7 @@ from lit_llada.sampling.plan import Count, EosRule, Order, Plan
 
 VOCABULARY = 16
 SPECIALS = Specials(mask=15, eos=14, eot=13, forbidden=(12,))
-quick = settings(max_examples=4, derandomize=True, deadline=None, database=None)
+quick = settings(max_examples=4)
 
 
 class Counting:

@@ -219,7 +219,7 @@ batches = st.integers(6, 14).flatmap(
 )
 
 
-@settings(max_examples=250, derandomize=True, deadline=None, database=None)
+@settings(max_examples=250)
 @given(batches.filter(bool), plans(), st.sampled_from([0.0, 0.0, 1.0]), st.integers(0, 99), st.booleans())
 def test_engine_and_reference_agree_on_every_state(
     Table: Any, tiny: Any, batch: list[Row], plan: Plan, scale: float, seed: int, net: bool
