@@ -251,6 +251,7 @@ SMALL = {
     "model": {"init_args": {"lr": 0.01, "schedule": {"kind": "constant", "warmup_steps": 1}}},
     "data": {"init_args": {"batch_size": 4, "val_rows": 6, "length": 64}},
     **{name: options for name, options in TINY.items() if name not in ("model", "data")},
+    "sampling": {"prompts": ["7?"], "length": 48, "steps": 4, "every_n_steps": 4},
 }
 
 
@@ -289,7 +290,7 @@ def test_from_pretraining_to_preferences_without_a_model_overlay(fit: Run, tune:
     sft = ["--data.path", "chats", "--model.init_from", "start.ckpt", "--run_dir", "sft"]
     status, out, err = tune("sft", *sft)
     assert status == 0, err
-    for said in ("sft: from the start", "bits per token", "loss", "sample free_1", "step=0000004.ckpt"):
+    for said in ("sft: from the start", "bits per token", "loss", "sample prompt_1", "step=0000004.ckpt"):
         assert said in out
     (tmp_path / "start.ckpt").unlink()
     status, out, _ = tune("sft", *sft, "--trainer.max_steps", "6")  # what it started from is not needed any more

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -14,18 +15,30 @@ from lit_llada.callbacks.throughput import off_the_clock
 from lit_llada.data.folder import DataFolder
 from lit_llada.data.questions import questions_of
 from lit_llada.errors import UserError
-from lit_llada.evaluation.exact_match import Question, Reply, canvas_length, choose, replies, specials_of, tally
+from lit_llada.evaluation.exact_match import (
+    Question,
+    Reply,
+    by_template,
+    canvas_length,
+    choose,
+    replies,
+    specials_of,
+    tally,
+)
 from lit_llada.sampling.frames import visible
 from lit_llada.sampling.plan import Count, Plan
+
+SHOWN = 2  # questions of each template in TensorBoard's table
 
 
 class ExactMatch(L.Callback):
     """Ask validation questions every n optimizer steps and at the end of training, of the averaged weights if any.
 
     An answer counts if it is, up to its first end, exactly the record's. Logged are ``val/exact_match`` (the share of
-    right answers among all that were asked), ``val/exact_match/<template>``, and in TensorBoard's texts a table with a
-    right and a wrong answer of each template. All ranks answer alike, as sharded weights need; rank 0 writes. No random
-    numbers are touched: training goes on as if nothing had been asked.
+    right answers among all that were asked), ``val/exact_match/<template>``, and in TensorBoard's texts
+    (``exact_match/answers``) a table with the same two questions of each template every time, the answers marked right
+    or wrong. All ranks answer alike, as sharded weights need; rank 0 writes. No random numbers are touched: training
+    goes on as if nothing had been asked.
 
     Args:
         every_n_steps: optimizer steps between two looks.
@@ -39,6 +52,8 @@ class ExactMatch(L.Callback):
         block_length: fill blocks of this many masks from left to right; None for the whole answer at once.
         batch_size: answers at once; none depends on it.
         seed: of the choice of the questions.
+        before: ask before the first step too, as step 0, and show those answers beside each later one. A resumed run
+            asks nothing then: the weights it began with are gone. What it had logged at step 0 is still there.
 
     Raises:
         UserError: an option outside its range; when training starts, data that cannot be asked.
@@ -56,6 +71,7 @@ class ExactMatch(L.Callback):
         block_length: int | None = None,
         batch_size: int = 64,
         seed: int = 0,
+        before: bool = False,
     ) -> None:
         numbers = {"every_n_steps": every_n_steps, "per_template": per_template, "batch_size": batch_size}
         for name, value in {**numbers, "new_tokens": new_tokens}.items():
@@ -68,9 +84,10 @@ class ExactMatch(L.Callback):
             new_tokens,
         )
         self.plan = Plan(count=count, steps=steps, bound=bound, block_length=block_length)
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.before = batch_size, seed, before
         self.questions: list[Question] = []
         self.latest: dict[str, tuple[int, int]] = {}  # template -> (right, asked), for whoever wants to report them
+        self._start: list[Reply] = []
         self._step = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -91,7 +108,13 @@ class ExactMatch(L.Callback):
         known, template = questions_of(folders, "val")
         self._canvas = self.new_tokens or canvas_length(known, self.plan.block_length)
         self._specials = specials_of(template, self._tokenizer, pl_module.backbone.vocabulary)
-        self.questions = choose(known, self.per_template, self.seed)
+        self.questions, self._start = choose(known, self.per_template, self.seed), []
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Ask before a first step, when everybody has refused what cannot be trained."""
+        if self.before and trainer.global_step == 0 and not self._start:
+            with off_the_clock(trainer):
+                self._start = self._ask(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step != self._step and trainer.global_step % self.every_n_steps == 0:
@@ -102,7 +125,7 @@ class ExactMatch(L.Callback):
         if trainer.global_step != self._step or not self.latest:
             self._ask(trainer, pl_module)
 
-    def _ask(self, trainer: L.Trainer, module: Any) -> None:
+    def _ask(self, trainer: L.Trainer, module: Any) -> list[Reply]:
         self._step = trainer.global_step
         with evaluating(module.denoiser), trainer.precision_plugin.forward_context():
             answered = replies(
@@ -121,21 +144,26 @@ class ExactMatch(L.Callback):
         self.latest = tally(self.questions, right)
         shares = {f"val/exact_match/{name}": hits / asked for name, (hits, asked) in self.latest.items()}
         log_scalars(trainer, {"val/exact_match": sum(right) / len(right), **shares})
-        log_text(trainer, "exact_match/answers", table(self.questions, said))
+        log_text(trainer, "exact_match/answers", table(self.questions, said, trainer.global_step, self._start))
+        return said
 
 
-def table(questions: list[Question], said: list[Reply]) -> str:
-    """A Markdown table with the first right and the first wrong answer of each template."""
-    rows = ["| template | prompt | wanted | got | |", "| --- | --- | --- | --- | --- |"]
-    shown = set()
-    for question, reply in zip(questions, said, strict=True):
-        right = reply.text == question.answer
-        if (question.template, right) not in shown:
-            shown.add((question.template, right))
-            got = reply.text if reply.ended else f"{reply.text} … (no end)"
-            texts = (escape(visible(text)) for text in (question.prompt, question.answer, got))
-            rows.append(f"| {escape(question.template)} | {' | '.join(texts)} | {'right' if right else 'wrong'} |")
-    return "\n".join(rows)
+def table(questions: Sequence[Question], now: Sequence[Reply], step: int, before: Sequence[Reply] = ()) -> str:
+    """A Markdown table of the first questions of each template, with what was answered before (if asked) and now."""
+    looks = {"before (step 0)": before, f"now (step {step})": now} if before else {f"now (step {step})": now}
+    heads = ["template", "prompt", "wanted", *looks]
+    rows = [heads, ["---"] * len(heads)]
+    for numbers in by_template(questions).values():
+        for i in numbers[:SHOWN]:
+            asked = questions[i]
+            given = (escape(visible(text)) for text in (asked.template, asked.prompt, asked.answer))
+            rows.append([*given, *(_marked(look[i], asked.answer) for look in looks.values())])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _marked(reply: Reply, wanted: str) -> str:
+    text = reply.text if reply.ended else f"{reply.text} … (no end)"
+    return f"{'✓' if reply.text == wanted else '✗'} {escape(visible(text))}"
 
 
 def _sharded(net: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""What does the model write by now? Continuations, free samples and infillings, step by step, in TensorBoard."""
+"""What does the model write by now? Texts continued, answered, filled and free, step by step, in TensorBoard."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from torch.distributed.fsdp import FSDPModule
 
 from lit_llada.callbacks.loggers import log_figure, log_text, writers
 from lit_llada.callbacks.throughput import off_the_clock
+from lit_llada.data.chat import ChatTemplate
 from lit_llada.errors import UserError
-from lit_llada.sampling.canvas import Specials
+from lit_llada.evaluation.exact_match import specials_of
+from lit_llada.sampling.canvas import Row, Specials, pad_rows
 from lit_llada.sampling.film import write_film
 from lit_llada.sampling.frames import END, MASK, visible
 from lit_llada.sampling.generate import generate
@@ -34,9 +36,13 @@ class SampleLogger(L.Callback):
     alike, as sharded weights need; rank 0 writes. The noise is a function of (seed, step, sample), and no other random
     numbers are touched: training goes on as if nothing had been drawn.
 
+    Where the run's data have a chat template (:class:`~lit_llada.data.answer_datamodule.AnswerDataModule`), prompts are
+    what a user asks: each is written in that template up to where the assistant begins to speak, and of the answer is
+    shown what stands before the end of its turn. Free samples and infillings are texts in any run.
+
     Args:
         every_n_steps: optimizer steps between two looks.
-        prompts: texts to be continued.
+        prompts: texts to be continued, or in a chat a user's questions.
         free: number of samples from nothing.
         infills: texts with gaps to be filled.
         gap: what stands for a gap in ``infills``.
@@ -48,6 +54,8 @@ class SampleLogger(L.Callback):
         temperature: 0 takes the likeliest token (free samples are then all alike), 1 samples from the model.
         seed: of the noise.
         film: write ``films/step_NNNNNN.html``, a page with all samples, into the folder of the TensorBoard logger.
+        before: sample before the first step too, as step 0, and show those texts beside each later one. A resumed run
+            draws nothing then: the weights it began with are gone. What it had logged at step 0 is still there.
     """
 
     def __init__(
@@ -65,21 +73,36 @@ class SampleLogger(L.Callback):
         temperature: float = 0.7,
         seed: int = 0,
         film: bool = True,
+        before: bool = False,
     ) -> None:
         if wrong := [text for text in infills if gap not in text]:
             raise UserError(f"SampleLogger.infills: {wrong[0]!r} has no gap; mark it with {gap}")
         self.every_n_steps, self.prompts, self.free, self.infills = every_n_steps, prompts, free, infills
         self.gap, self.gap_length, self.length = gap, gap_length, length
         self.plan = Plan(steps=steps, block_length=block_length, order=order, temperature=temperature)
-        self.seed, self.film = seed, film
+        self.seed, self.film, self.before = seed, film, before
         self.latest: dict[str, str] = {}  # the last texts by name, for whoever wants to print them
+        self._start: dict[str, str] = {}
         self._step = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self._step = trainer.global_step
-        if getattr(getattr(trainer, "datamodule", None), "tokenizer", None) is None:
+        """Refuse what could only fail later."""
+        self._step, self._start = trainer.global_step, {}
+        data = getattr(trainer, "datamodule", None)
+        if (tokenizer := getattr(data, "tokenizer", None)) is None:
             raise UserError("SampleLogger needs a datamodule with a tokenizer; leave the callback out or give one")
-        self.canvases(trainer.datamodule.tokenizer)  # type: ignore[attr-defined]  # refuse bad prompts before training
+        template, self._specials = getattr(data, "chat_template", None), Specials(tokenizer.mask_id, tokenizer.eos_id)
+        if template is not None:
+            self._specials = specials_of(template, tokenizer, pl_module.backbone.vocabulary)
+        self._questions = {} if template is None else {f"prompt_{i}": text for i, text in enumerate(self.prompts, 1)}
+        self._rows = self.canvases(tokenizer, template)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Sample before a first step, when everybody has refused what cannot be trained."""
+        if self.before and trainer.global_step == 0 and not self._start:
+            with off_the_clock(trainer):
+                self._sample(trainer, pl_module)
+            self._start = self.latest
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step != self._step and trainer.global_step % self.every_n_steps == 0:
@@ -94,8 +117,10 @@ class SampleLogger(L.Callback):
         self._step = trainer.global_step
         tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         with evaluating(module.denoiser), trainer.precision_plugin.forward_context():
-            traces = self.draw(module.denoiser, tokenizer, module.device, trainer.global_step)
-        self.latest = {name: tokenizer.decode(trace.canvases()[-1], MASK, END) for name, trace in traces.items()}
+            traces = self.draw(module.denoiser, self._rows, self._specials, module.device, trainer.global_step)
+        self.latest = {
+            name: text_of(trace, tokenizer, self._specials, self._questions.get(name)) for name, trace in traces.items()
+        }
         if not writers(trainer):
             return
         from lit_llada.callbacks.figures import denoising_figure
@@ -103,7 +128,8 @@ class SampleLogger(L.Callback):
         def piece(token: int) -> str:
             return str(tokenizer.decode([token], MASK, END))
 
-        log_text(trainer, "samples/texts", f"{table(self.latest)}{self._write_film(trainer, traces, piece)}")
+        film = self._write_film(trainer, traces, piece)
+        log_text(trainer, "samples/texts", f"{table(self.latest, self._start)}{film}")
         for name, trace in traces.items():
             log_text(trainer, f"samples/{name}", transcript(trace, tokenizer))
             title = f"{name.replace('_', ' ')} · training step {trainer.global_step}"
@@ -120,17 +146,20 @@ class SampleLogger(L.Callback):
             write_film(folder / name, named, piece, f"Samples at training step {trainer.global_step}")
         return f"\n\nStep by step, beside the files of this log: `{name}`"
 
-    def canvases(self, tokenizer: Any) -> dict[str, list[int]]:
-        """The samples to be drawn, by name, as ids with masks.
+    def canvases(self, tokenizer: Any, template: ChatTemplate | None = None) -> dict[str, Row]:
+        """The samples to be drawn, by name, as ids with masks; with a template the prompts are a user's questions.
 
         Raises:
-            UserError: a prompt leaves no room, or there are more blocks than steps.
+            UserError: a prompt leaves no room or is no message, or there are more blocks than steps.
         """
-        found: dict[str, list[int]] = {}
+        found: dict[str, Row] = {}
         for i, text in enumerate(self.prompts, 1):
-            ids = tokenizer.encode(text)
+            ids = tokenizer.encode(text) if template is None else question_ids(text, tokenizer, template)
             if len(ids) >= self.length:
-                raise UserError(f"SampleLogger.length {self.length} leaves no room after the prompt {text!r}")
+                raise UserError(
+                    f"SampleLogger.length {self.length} leaves no room after the prompt {text!r}, which has {len(ids)}"
+                    " tokens: make sampling.length larger, or the prompt shorter"
+                )
             found[f"prompt_{i}"] = ids + [tokenizer.mask_id] * (self.length - len(ids))
         for i in range(1, self.free + 1):
             found[f"free_{i}"] = [tokenizer.mask_id] * self.length
@@ -143,20 +172,38 @@ class SampleLogger(L.Callback):
             raise UserError(f"SampleLogger.steps {steps} are too few for {blocks} blocks; each needs at least one")
         return found
 
-    def draw(self, denoiser: nn.Module, tokenizer: Any, device: torch.device, step: int) -> dict[str, Trace]:
+    def draw(
+        self, denoiser: nn.Module, rows: dict[str, Row], specials: Specials, device: torch.device, step: int
+    ) -> dict[str, Trace]:
         """Sample all canvases in one batch, padded on the right; each row has its own noise and its own end."""
-        rows = self.canvases(tokenizer)
         if not rows:
             return {}
-        width = max(map(len, rows.values()))
-        canvas = torch.full((len(rows), width), tokenizer.eos_id, device=device)
-        real = torch.zeros_like(canvas, dtype=torch.bool)
-        for row, ids in enumerate(rows.values()):
-            canvas[row, : len(ids)], real[row, : len(ids)] = torch.tensor(ids, device=device), True
+        canvas, real = (part.to(device) for part in pad_rows([*rows.values()], specials))
         seeds = torch.arange(len(rows)) + (self.seed * 1_000_003 + step) * 10_007
-        specials = Specials(tokenizer.mask_id, tokenizer.eos_id)
         states = generate(denoiser, canvas, specials, self.plan, real=real, seeds=seeds, details=True)
-        return dict(zip(rows, Recorder(states, tokenizer.mask_id).finish(), strict=True))
+        return dict(zip(rows, Recorder(states, specials.mask).finish(), strict=True))
+
+
+def question_ids(text: str, tokenizer: Any, template: ChatTemplate) -> list[int]:
+    """A user's message as a conversation is trained on, up to where the assistant begins to speak.
+
+    Raises:
+        UserError: a text that spells a special token, or that the template refuses.
+    """
+    try:
+        return template.encode([{"role": "user", "content": text}], tokenizer, add_generation_prompt=True).ids
+    except UserError as error:
+        raise UserError(f"SampleLogger.prompts {text!r}: {error}") from None
+
+
+def text_of(trace: Trace, tokenizer: Any, specials: Specials, question: str | None = None) -> str:
+    """What a sample came to; of a question's answer what stands before its first end, which is shown as a sign."""
+    ids = trace.canvases()[-1]
+    if question is None:
+        return str(tokenizer.decode(ids, MASK, END))
+    ids = ids[trace.start.index(specials.mask) :]
+    end = next((i for i, token in enumerate(ids) if token in specials.ends), None)
+    return f"{question}\n{tokenizer.decode(ids[:end], MASK, END)}{'' if end is None else END}"
 
 
 def transcript(trace: Trace, tokenizer: Any) -> str:
@@ -165,10 +212,12 @@ def transcript(trace: Trace, tokenizer: Any) -> str:
     return "\n".join(["~~~~", *lines, "~~~~"])
 
 
-def table(texts: dict[str, str]) -> str:
-    """A Markdown table of texts, with nothing in them taken for Markdown or HTML."""
-    rows = [f"| {name.replace('_', ' ')} | {escape(visible(text))} |" for name, text in texts.items()]
-    return "\n".join(["| sample | text |", "| --- | --- |", *rows])
+def table(now: dict[str, str], before: dict[str, str] | None = None) -> str:
+    """A Markdown table of texts, with nothing in them taken for Markdown or HTML; beside each what it was before."""
+    looks = {"before": before, "now": now} if before else {"text": now}
+    rows = [["sample", *looks], ["---"] * (1 + len(looks))]
+    rows += [[name.replace("_", " "), *(escape(visible(texts[name])) for texts in looks.values())] for name in now]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def escape(text: str) -> str:

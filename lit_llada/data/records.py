@@ -126,7 +126,8 @@ def _message(message: Any, number: int) -> Message:
     message = message if isinstance(message, dict) else {}
     role, content = (message.get(name, message.get(other)) for name, other in (("role", "from"), ("content", "value")))
     if role is None or content is None:
-        raise UserError(f"message {number} has no {'role' if role is None else 'content'}")
+        lacks = "role; give it system, user or assistant" if role is None else "content; give it a text"
+        raise UserError(f"message {number} has no {lacks}")
     if role not in ROLES:
         raise UserError(f"message {number}: unknown role {role!r}; known are {', '.join(ROLES)}")
     if not isinstance(content, str):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,17 +51,50 @@ def fit(toy: Any, data: str, callbacks: list[L.Callback], **options: Any) -> Any
 
 
 def test_what_is_learnt_is_counted_and_shown(toy: Any, questions: str) -> None:
-    asker = ExactMatch(every_n_steps=25, per_template=3)
+    asker = ExactMatch(every_n_steps=25, per_template=3, before=True)
     fit(toy, questions, [EMA(0.8), asker], max_steps=STEPS, logger=toy.board())
     assert asker.latest == {"easy": (3, 3), "hard": (0, 3)}
     events = toy.events()
     for name, last in (("", 0.5), ("/easy", 1.0), ("/hard", 0.0)):
         scalars = events.Scalars(f"val/exact_match{name}")
-        assert [s.step for s in scalars] == [25, 50, STEPS] and scalars[-1].value == last
-    texts = events.Tensors("exact_match/answers/text_summary")
-    assert [t.step for t in texts] == [25, 50, STEPS]
-    shown = markdown_to_safe_html(texts[-1].tensor_proto.string_val[0].decode())
-    assert "<td>a|b</td>\n<td>a|b</td>\n<td>right</td>" in shown and "<td>wrong</td>" in shown
+        assert [s.step for s in scalars] == [0, 25, 50, STEPS] and (scalars[0].value, scalars[-1].value) == (0, last)
+    looks = tables(toy)
+    assert [*looks] == [0, 25, 50, STEPS]
+    assert looks[0][0] == ["template", "prompt", "wanted", "now (step 0)"]
+    assert looks[STEPS][0] == ["template", "prompt", "wanted", "before (step 0)", f"now (step {STEPS})"]
+    asked = [[q.template, q.prompt, q.answer] for q in asker.questions if q.template == "easy"][:2]
+    for look in looks.values():  # two questions of each template, and the same ones each time
+        assert [row[0] for row in look[1:]] == ["easy", "easy", "hard", "hard"]
+        assert [row[:3] for row in look[1:3]] == asked
+        assert [row[:3] for row in look] == [row[:3] for row in looks[0]]
+    for first, row in zip(looks[0][1:], looks[STEPS][1:], strict=True):
+        assert row[3] == first[3] and row[3].startswith("✗")
+        assert row[4] == "✓ a|b" if row[0] == "easy" else row[4].startswith("✗")
+
+
+def tables(toy: Any) -> dict[int, list[list[str]]]:
+    """Step -> the cells of what TensorBoard shows, row by row."""
+    shown = {
+        text.step: markdown_to_safe_html(text.tensor_proto.string_val[0].decode())
+        for text in toy.events().Tensors("exact_match/answers/text_summary")
+    }
+    return {
+        step: [[html.unescape(c) for c in re.findall(r"<t[hd]>(.*?)</t[hd]>", row)] for row in page.split("</tr>")[:-1]]
+        for step, page in shown.items()
+    }
+
+
+def test_a_resumed_run_is_not_asked_about_the_weights_it_began_with(toy: Any, questions: str) -> None:
+    _, trainer = fit(toy, questions, [ExactMatch(per_template=1)], max_steps=2)
+    trainer.save_checkpoint(toy.folder / "two.ckpt")
+    asker = ExactMatch(per_template=1, before=True)
+    module = SFTModule(BackboneConfig(d_model=32, n_layers=2, n_heads=2, ff_dim=64), lr=1e-2)
+    trainer = toy.trainer([asker], max_steps=3, logger=toy.board())
+    trainer.fit(
+        module, datamodule=AnswerDataModule(questions, length=64, batch_size=8), ckpt_path=toy.folder / "two.ckpt"
+    )
+    assert [s.step for s in toy.events().Scalars("val/exact_match")] == [3]
+    assert tables(toy)[3][0] == ["template", "prompt", "wanted", "now (step 3)"]
 
 
 def test_the_questions_are_validation_records_and_the_same_each_time(toy: Any, questions: str) -> None:
@@ -82,7 +117,7 @@ def test_training_is_bit_equal_with_and_without_questions(toy: Any, questions: s
     seen: list[float] = []
     plain, _ = fit(toy, questions, [Noise()])
     without, seen = seen, []
-    asked, _ = fit(toy, questions, [Noise(), ExactMatch(every_n_steps=1, per_template=2)])
+    asked, _ = fit(toy, questions, [Noise(), ExactMatch(every_n_steps=1, per_template=2, before=True)])
     assert seen == without and asked.net.training
     for a, b in zip(plain.net.parameters(), asked.net.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -95,7 +130,7 @@ def test_the_averaged_weights_are_asked(toy: Any, questions: str) -> None:
 
 
 def two_ranks(rank: int, toy: Any, data: str, fsdp2: Callable[[], Any]) -> list[Any]:
-    asker = ExactMatch(every_n_steps=40, per_template=3, block_length=4)
+    asker = ExactMatch(every_n_steps=40, per_template=3, block_length=4, before=True)
     module, _ = fit(
         toy, data, [EMA(0.5), asker], devices=2, strategy=fsdp2(), logger=toy.board(), max_steps=80,
     )  # fmt: skip
@@ -112,7 +147,7 @@ def test_two_ranks_that_share_a_net_answer_alike_and_one_writes(
     (first, training, refusal), (second, _, _) = forked(two_ranks, 2, toy, questions, fsdp2)
     assert first == second and set(first) == {"easy", "hard"} and training
     assert first["easy"] == (3, 3)
-    assert [s.step for s in toy.events().Scalars("val/exact_match")] == [40, 80]
+    assert [s.step for s in toy.events().Scalars("val/exact_match")] == [0, 40, 80]
     assert "set exact_match.count to quota" in refusal
 
 
@@ -123,10 +158,10 @@ def test_an_answer_is_not_markup() -> None:
         Question([1], "c", 1, "q", "t_1"),
     ]
     said = [Reply("<b>d</b>\n", True), Reply("c", True), Reply("e", False)]
-    shown = markdown_to_safe_html(table(asked, said))
-    assert "<td>a|*b*</td>" in shown and "&lt;b&gt;d&lt;/b&gt;↵" in shown
-    assert shown.count("<tr>") == 3  # its head, a wrong one, a right one
-    assert "e … \\(no end\\)" in table(asked[2:], said[2:])
+    shown = markdown_to_safe_html(table(asked, said, 7))
+    assert "<td>a|*b*</td>" in shown and "<td>✗ &lt;b&gt;d&lt;/b&gt;↵</td>" in shown and "<td>✓ c</td>" in shown
+    assert shown.count("<tr>") == 3  # its head and two of the three
+    assert "✗ e … \\(no end\\)" in table(asked[2:], said[2:], 7)
 
 
 def test_what_cannot_be_asked_is_refused_before_training(

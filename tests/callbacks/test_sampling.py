@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import lightning as L
@@ -12,9 +13,11 @@ from tensorboard.plugin_util import markdown_to_safe_html
 from lit_llada.backbone.config import BackboneConfig
 from lit_llada.backbone.transformer import Backbone
 from lit_llada.callbacks.ema import EMA
-from lit_llada.callbacks.sampling import SampleLogger, evaluating, table
+from lit_llada.callbacks.sampling import SampleLogger, escape, evaluating, table
 from lit_llada.data.tokenizer import Tokenizer
 from lit_llada.errors import UserError
+from lit_llada.sampling.canvas import Specials
+from lit_llada.sampling.frames import visible
 from lit_llada.sampling.trace import Trace
 
 OPTIONS: dict[str, Any] = {
@@ -41,10 +44,30 @@ def test_texts_transcripts_and_pictures(toy: Any) -> None:
     assert b"films/step_000005.html" in texts[-1].tensor_proto.string_val[0]
 
 
+def test_samples_from_before_the_first_step_stand_beside_the_later_ones(toy: Any) -> None:
+    sampler = SampleLogger(**OPTIONS, before=True)
+    _, trainer = toy.fit([EMA(), sampler], logger=toy.board(), max_steps=3)
+    first, *later = [t.tensor_proto.string_val[0].decode() for t in toy.events().Tensors("samples/texts/text_summary")]
+    assert [t.step for t in toy.events().Tensors("samples/texts/text_summary")] == [0, 2, 3]
+    assert "| sample | text |" in first and "step_000000.html" in first
+    began = {name: re.search(rf"\| {name.replace('_', ' ')} \| (.*) \|", first)[1] for name in sampler.latest}  # type: ignore[index]
+    for text in later:
+        assert "| sample | before | now |" in text
+        for name, before in began.items():
+            assert f"| {name.replace('_', ' ')} | {before} |" in text
+    assert f"| {began['prompt_1']} | {escape(visible(sampler.latest['prompt_1']))} |" in later[-1]
+    trainer.save_checkpoint(toy.folder / "three.ckpt")
+    resumed = SampleLogger(**OPTIONS, before=True)
+    toy.fit([EMA(), resumed], ckpt=toy.folder / "three.ckpt", logger=toy.board(), max_steps=4)
+    texts = toy.events().Tensors("samples/texts/text_summary")
+    assert [t.step for t in texts] == [0, 2, 3, 4] and b"| sample | text |" in texts[-1].tensor_proto.string_val[0]
+
+
 def draw(**options: Any) -> dict[str, Trace]:
-    net = Backbone(BackboneConfig(258, d_model=16, n_layers=1, n_heads=2, ff_dim=32))
+    net, tokenizer = Backbone(BackboneConfig(258, d_model=16, n_layers=1, n_heads=2, ff_dim=32)), Tokenizer.byte()
     net.init_weights(seed=1)
-    return SampleLogger(**OPTIONS | options).draw(net.eval(), Tokenizer.byte(), torch.device("cpu"), 7)
+    sampler, specials = SampleLogger(**OPTIONS | options), Specials(tokenizer.mask_id, tokenizer.eos_id)
+    return sampler.draw(net.eval(), sampler.canvases(tokenizer), specials, torch.device("cpu"), 7)
 
 
 def test_a_sample_does_not_depend_on_the_others() -> None:
@@ -77,7 +100,7 @@ def test_training_is_bit_equal_with_and_without_samples(toy: Any) -> None:
     seen: list[float] = []
     plain, _ = toy.fit([Noise()])
     without, seen = seen, []
-    sampled, _ = toy.fit([Noise(), SampleLogger(**OPTIONS)])
+    sampled, _ = toy.fit([Noise(), SampleLogger(**OPTIONS, before=True)])
     assert seen == without
     for a, b in zip(plain.net.parameters(), sampled.net.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -92,7 +115,7 @@ def test_the_same_step_gives_the_same_samples(toy: Any) -> None:
 
 
 def two_ranks(rank: int, toy: Any, fsdp2: Any) -> list[Any]:
-    sampler = SampleLogger(**OPTIONS)
+    sampler = SampleLogger(**OPTIONS, before=True)
     module, _ = toy.fit([EMA(), sampler], devices=2, strategy=fsdp2(), logger=toy.board(), limit_val_batches=1)
     return [sampler.latest, all(part.training for part in module.net.modules())]
 
@@ -100,7 +123,7 @@ def two_ranks(rank: int, toy: Any, fsdp2: Any) -> list[Any]:
 def test_two_ranks_sample_alike_and_one_writes(toy: Any, fsdp2: Any, forked: Any) -> None:
     (first, training), (second, _) = forked(two_ranks, 2, toy, fsdp2)
     assert first == second and len(first) == 4 and training
-    assert [t.step for t in toy.events().Tensors("samples/texts/text_summary")] == [2, 4]
+    assert [t.step for t in toy.events().Tensors("samples/texts/text_summary")] == [0, 2, 4]
 
 
 def test_every_part_gets_its_mode_back() -> None:
@@ -119,7 +142,7 @@ def test_sampled_text_is_not_markup() -> None:
 def test_what_cannot_be_sampled_is_refused_before_training(toy: Any) -> None:
     with pytest.raises(UserError, match="has no gap"):
         SampleLogger(infills=["no gap"])
-    with pytest.raises(UserError, match="no room after the prompt"):
+    with pytest.raises(UserError, match=r"length 12 leaves no room after the prompt 'a{12}', which has 12 tokens: "):
         toy.fit([SampleLogger(prompts=["a" * 12], length=12)])
     with pytest.raises(UserError, match="steps 3 are too few for 4 blocks"):
         toy.fit([SampleLogger(length=16, steps=3, block_length=4, infills=[])])

@@ -66,7 +66,7 @@ def test_a_slow_loader_shows(toy: Any) -> None:
 
 def test_looking_at_the_model_is_off_the_clock(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name in (("sampling", "table"), ("router", "balance")):
-        monkeypatch.setattr(f"lit_llada.callbacks.{module}.{name}", lambda _: time.sleep(0.4) or {})
+        monkeypatch.setattr(f"lit_llada.callbacks.{module}.{name}", lambda *_: time.sleep(0.4) or {})
     clock = Throughput(8)
     looks = [SampleLogger(4, length=8, infills=[]), RouterLoad(4)]
     monkeypatch.setattr("lit_llada.callbacks.sampling.log_text", lambda *_: None)
