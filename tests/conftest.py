@@ -27,7 +27,8 @@ Forked = Callable[..., list[Any]]
 
 
 @pytest.fixture(autouse=True)
-def _one_thread_and_a_seed() -> None:
+def _one_thread_and_a_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)  # what an earlier test's `seed_everything` left
     torch.set_num_threads(1)
     torch.manual_seed(1)
 

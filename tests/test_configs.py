@@ -129,3 +129,12 @@ def test_callbacks_are_switched_one_by_one_and_the_users_own_stay() -> None:
 def test_fsdp2_overlay_gives_our_strategy() -> None:
     cli = build(*RECIPE, "-c", str(CONFIGS / "cluster" / "fsdp2.yaml"), "--trainer.devices", "2")
     assert isinstance(cli.trainer.strategy, FSDP2Strategy)
+
+
+def test_one_seed_is_all_a_run_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, seed in {"demo": "3", "sft": "4"}.items():
+        cli = build("-c", str(CONFIGS / "recipe" / f"{name}.yaml"), "--seed_everything", seed)
+        assert (cli.model.seed, cli.datamodule.seed) == (int(seed), int(seed))
+    cli = build(*RECIPE, "--seed_everything", "3", "--data.seed", "7")
+    assert (cli.model.seed, cli.datamodule.seed) == (3, 7)

@@ -32,7 +32,7 @@ class AnswerDataModule(PreparedDataModule):
             ``eos: batch`` that also takes away the long runs of EOS by which a model learns to end early: leave it off.
         val_rows: Validate on this many records, spread evenly over the validation split (default: all).
         num_workers: Reading processes; the batches are the same.
-        seed: Of the order of the records, and of the choice of turns.
+        seed: Of the order of the records, and of the choice of turns; None for the run's (``seed_everything``).
         shuffle_window: Shuffle the chunks, then records inside windows of so many chunks; 0: all at once.
             Default: 0 for local folders, 8 for remote ones.
         cache_dir: Where LitData keeps fetched chunks.
@@ -54,7 +54,7 @@ class AnswerDataModule(PreparedDataModule):
         bucketing: bool = False,
         val_rows: int | None = None,
         num_workers: int = 0,
-        seed: int = 1,
+        seed: int | None = None,
         shuffle_window: int | None = None,
         cache_dir: str | None = None,
         verify: bool = False,

@@ -21,7 +21,7 @@ class DiffusionDataModule(PreparedDataModule):
         batch_size: Rows in a batch of one rank.
         val_rows: Validate on this many rows, spread evenly over the validation split (default: all).
         num_workers: Reading processes. 0 is the fastest for local folders; the batches are the same.
-        seed: Of the order of the rows.
+        seed: Of the order of the rows; None for the run's (``seed_everything``).
         shuffle_window: Shuffle the chunks, then rows inside windows of so many chunks; 0: all rows at once.
             Default: 0 for local folders, 8 for remote ones, so that a row does not cost a download.
         cache_dir: Where LitData keeps fetched chunks.
@@ -38,7 +38,7 @@ class DiffusionDataModule(PreparedDataModule):
         batch_size: int = 16,
         val_rows: int | None = None,
         num_workers: int = 0,
-        seed: int = 1,
+        seed: int | None = None,
         shuffle_window: int | None = None,
         cache_dir: str | None = None,
         verify: bool = False,

@@ -12,6 +12,7 @@ from lit_llada.data.ranks import agree
 from lit_llada.data.streaming import Batches, Rows, TrainingLoader, ValidationLoader
 from lit_llada.data.tokenizer import Tokenizer
 from lit_llada.errors import UserError
+from lit_llada.seeding import seed_of_run
 
 REMOTE_WINDOW = 8  # chunks whose rows are shuffled together when chunks have to be fetched
 
@@ -27,7 +28,7 @@ class PreparedDataModule(L.LightningDataModule):
         batch_size: Rows in a batch of one rank.
         val_rows: Validate on this many rows, spread evenly over the validation split (default: all).
         num_workers: Reading processes. 0 is the fastest for local folders; the batches are the same.
-        seed: Of the order of the rows.
+        seed: Of the order of the rows; None for the run's (``seed_everything``).
         shuffle_window: Shuffle the chunks, then rows inside windows of so many chunks; 0: all rows at once.
             Default: 0 for local folders, 8 for remote ones, so that a row does not cost a download.
         cache_dir: Where LitData keeps fetched chunks.
@@ -45,14 +46,14 @@ class PreparedDataModule(L.LightningDataModule):
         batch_size: int,
         val_rows: int | None,
         num_workers: int,
-        seed: int,
+        seed: int | None,
         shuffle_window: int | None,
         cache_dir: str | None,
         verify: bool,
     ) -> None:
         super().__init__()
         self.path, self.batch_size, self.val_rows = path, batch_size, val_rows
-        self.num_workers, self.seed, self.shuffle_window = num_workers, seed, shuffle_window
+        self.num_workers, self.seed, self.shuffle_window = num_workers, seed_of_run(seed), shuffle_window
         self.cache_dir, self.verify = cache_dir, verify
         self.folders: list[DataFolder] = []
         self.rows: dict[str, list[Any]] = {"train": [], "val": []}

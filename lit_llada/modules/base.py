@@ -21,6 +21,7 @@ from lit_llada.backbone.moe import balance_loss, z_loss
 from lit_llada.backbone.transformer import Backbone
 from lit_llada.errors import UserError
 from lit_llada.modules.building import Building
+from lit_llada.seeding import seed_of_run
 from lit_llada.training.gradients import clip_, global_norm, local_gradients
 from lit_llada.training.lora import LoRA
 from lit_llada.training.optimizers import OptimizerName, make_optimizer
@@ -59,7 +60,7 @@ class DiffusionModule(Building):
         compile: compile each block.
         nonfinite: a step whose loss or gradient is NaN or inf never touches the weights: ``stop`` the run there, with a
             checkpoint and a message, or ``skip`` the step and count it.
-        seed: of the noise.
+        seed: of the noise; None for the run's (``seed_everything``).
         mask_id: the mask token; None takes the data's.
     """
 
@@ -79,7 +80,7 @@ class DiffusionModule(Building):
         checkpointing: bool = False,
         compile: bool = False,
         nonfinite: Literal["stop", "skip"] = "stop",
-        seed: int = 1,
+        seed: int | None = None,
         mask_id: int | None = None,
     ) -> None:
         super().__init__()
@@ -93,7 +94,7 @@ class DiffusionModule(Building):
         self.optimizer, self.schedule = optimizer, schedule
         self.balance_weight, self.z_weight = balance_weight, z_weight
         self.attention, self.checkpointing, self.compile_blocks = attention, checkpointing, compile
-        self.nonfinite, self.seed = nonfinite, seed
+        self.nonfinite, self.seed = nonfinite, seed_of_run(seed)
         self.start_digest: str | None = None  # names the weights of init_from
         self.net: Backbone | None = None
         self.ema: Backbone | None = None
