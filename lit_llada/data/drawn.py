@@ -42,6 +42,7 @@ def prepare_drawn(
     bound: float | None = None,
     block_length: int | None = None,
     unended: bool = False,
+    mixed: bool = False,
     seed: int = 0,
     batch_size: int = 64,
     ema: bool | None = None,
@@ -68,6 +69,7 @@ def prepare_drawn(
         bound: of the other counts (default: the usual value of each).
         block_length: fill blocks of this many masks from left to right (default: the whole answer at once).
         unended: also take wrong answers that fill the canvas without an end; they get one.
+        mixed: only prompts to which the model also gave the right answer: what it can do, but does not always.
         seed: of the order of the prompts and of the noise.
         batch_size: answers at once; none depends on it.
         ema: the averaged weights (default: if there are any).
@@ -103,7 +105,7 @@ def prepare_drawn(
             scale = len(known) / len(asked["train"][0])
             wanted, most = math.ceil(size * scale), math.ceil(limit * scale)
             ask, usable = asker(known, answer, samples, seed), usable_in(folder.tokenizer, unended)
-            found = find_wrong(known, ask, wanted, most, seed, usable)
+            found = find_wrong(known, ask, wanted, most, seed, usable, mixed)
             facts["drawn"][split] = found.counts
             if not found.pairs:
                 raise UserError(_nothing(checkpoint, f"{data}/{split}", found))
@@ -114,7 +116,14 @@ def prepare_drawn(
         yield from ((split, file_digest(Path(data, split, "records.jsonl"))) for split in asked)
 
     given = folder.manifest["options"]
-    drawing = {"size": size, "samples": samples, "prompts": limit, "new_tokens": canvas, "unended": unended}
+    drawing = {
+        "size": size,
+        "samples": samples,
+        "prompts": limit,
+        "new_tokens": canvas,
+        "unended": unended,
+        "mixed": mixed,
+    }
     options = {**drawing, "seed": seed, "plan": _changed(plan)}
     embedded = Embedded(f"answers of {checkpoint} to {data}", source, options, rows, facts)
     model = Model(data, "auto", given["max_length"], "drop")

@@ -42,7 +42,13 @@ def asker(questions: Sequence[Question], answer: Answer, samples: int, seed: int
 
 
 def find_wrong(
-    questions: Sequence[Question], ask: Ask, size: int, limit: int, seed: int, usable: Callable[[Reply], bool]
+    questions: Sequence[Question],
+    ask: Ask,
+    size: int,
+    limit: int,
+    seed: int,
+    usable: Callable[[Reply], bool],
+    mixed: bool = False,
 ) -> Found:
     """Ask in rounds until there are enough wrong answers of each template, or no prompt may be asked any more.
 
@@ -53,6 +59,7 @@ def find_wrong(
         limit: prompts at most, shared evenly among the templates.
         seed: of the order of the prompts.
         usable: whether a wrong answer may be the rejected one of a pair.
+        mixed: only prompts that were also answered right.
     """
     groups = by_template(questions)
     share = math.ceil(limit / len(groups))
@@ -67,7 +74,8 @@ def find_wrong(
             count.update(["prompts", *(_judge(reply, question) for reply in said)])
             count["drawn"] += len(said)
             wrong = [reply.text for reply in said if reply.text != question.answer and usable(reply)]
-            found[question.template] += [(number, text) for text in wrong[:1]]
+            if not mixed or any(reply.text == question.answer for reply in said):
+                found[question.template] += [(number, text) for text in wrong[:1]]
     in_turn = [pair for turn in zip_longest(*found.values()) for pair in turn if pair is not None][:size]
     for number, _ in in_turn:
         counts[questions[number].template]["kept"] += 1

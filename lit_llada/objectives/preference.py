@@ -37,7 +37,7 @@ class Estimator:
         shared: policy and reference see the same masks (the paper's antithetic sampling).
         stratified: the noise levels share one uniform and divide the interval evenly: ``(u + j / n_t) mod 1``.
         complementary: draws come in pairs, a mask and all the rest of the answer.
-        coupled: chosen and rejected answer draw from the same noise.
+        coupled: chosen and rejected answer draw from the same noise; ``coupling.aligned`` says which tokens share it.
         full_mask: one of the draws masks everything and has exactly the weight that the full mask has in B, 1 / L; the
             others need not meet it by chance.
     """
@@ -78,6 +78,7 @@ class Estimator:
 ESTIMATORS: dict[str, Estimator] = {
     "naive": Estimator(times=1, shared=False),  # plain DPO with a Monte-Carlo ELBO
     "vrpo": Estimator(),  # the paper's: all of the budget on noise levels, shared noise
+    "best": Estimator(stratified=True, complementary=True, coupled=True),  # see notebooks/02_vrpo_variance.ipynb
 }
 
 
@@ -93,12 +94,16 @@ class Draws(NamedTuple):
     weight: Tensor
 
 
-def answer_keys(pair_keys: Tensor, coupled: bool) -> Tensor:
-    """``[P]`` keys of pairs -> ``[2, P]`` keys of chosen and rejected answers."""
-    return torch.stack((pair_keys, pair_keys) if coupled else (2 * pair_keys, 2 * pair_keys + 1))
-
-
-def draw_masks(lengths: Tensor, keys: Tensor, seed: int, estimator: Estimator, width: int, model: int = 0) -> Draws:
+def draw_masks(
+    lengths: Tensor,
+    keys: Tensor,
+    seed: int,
+    estimator: Estimator,
+    width: int,
+    model: int = 0,
+    places: Tensor | None = None,
+    mask_seed: int | None = None,
+) -> Draws:
     """The masks of all draws, a pure function of the keys.
 
     Args:
@@ -108,6 +113,8 @@ def draw_masks(lengths: Tensor, keys: Tensor, seed: int, estimator: Estimator, w
         estimator: see there.
         width: A, the longest answer there may be.
         model: 0 for the policy; anything else draws other noise, unless the estimator shares it.
+        places: ``[S, A]`` names of the answers' tokens, see ``coupling.aligned``; None counts them from the start.
+        mask_seed: draws other masks at the same noise levels; None is ``seed``.
     """
     stream = 0 if estimator.shared else model
     count, weight, flipped = (_fixed_counts if estimator.masking == "fixed_count" else _bernoulli)(
@@ -117,7 +124,9 @@ def draw_masks(lengths: Tensor, keys: Tensor, seed: int, estimator: Estimator, w
     group = draw // 2 if estimator.complementary else draw  # a mask and its complement share their uniforms
     position = torch.arange(width, device=keys.device)
     inside = position < lengths[:, None]
-    u = keyed_uniform(seed, _WHICH, keys[None, :, None], group[:, None, None], stream, position)
+    which = seed if mask_seed is None else mask_seed
+    place = position if places is None else places
+    u = keyed_uniform(which, _WHICH, keys[None, :, None], group[:, None, None], stream, place)
     if estimator.masking == "fixed_count":
         u = u.masked_fill(~inside, 2.0).argsort(-1).argsort(-1).double()
     masked = (u < count[..., None]) ^ flipped[..., None]

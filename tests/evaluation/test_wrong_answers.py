@@ -92,3 +92,19 @@ def test_the_noise_of_a_sample_is_its_own() -> None:
     all_, some = asker(QUESTIONS, answer, 3, seed=7)([2, 0, 1]), asker(QUESTIONS, answer, 2, seed=7)([1])
     assert len(told) == 9 and all_[1][:2] == some[1] and all_[0][0].text.startswith("0 ")
     assert asker(QUESTIONS, answer, 1, seed=8)([1])[1][0] not in all_[1]
+
+
+def test_mixed_prompts_were_answered_right_too() -> None:
+    class Stuck(Net):
+        """Never right on what is hard."""
+
+        def __call__(self, numbers: list[int]) -> dict[int, list[Reply]]:
+            said = super().__call__(numbers)
+            return {n: [Reply("wrong", True)] * 3 if n >= EASY else some for n, some in said.items()}
+
+    def usable(reply: Reply) -> bool:
+        return reply.ended
+
+    every, mixed = (find_wrong(QUESTIONS, Stuck(), 1000, 400, 1, usable, only) for only in (False, True))
+    assert kinds(every) == {"easy": 190, "hard": 200} and kinds(mixed) == {"easy": 190}
+    assert mixed.counts["hard"]["kept"] == 0 and mixed.counts["hard"]["wrong"] == 600

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from lit_llada.errors import UserError
 from lit_llada.objectives import preference
+from lit_llada.objectives.coupling import aligned, answer_keys
 from lit_llada.objectives.preference import (
     ESTIMATORS,
     Estimator,
-    answer_keys,
     draw_masks,
     estimate,
     preference_loss,
@@ -139,6 +139,41 @@ def test_noise_is_shared_coupled_or_neither() -> None:
     assert not torch.equal(policy.masked, draw_masks(lengths, keys[1], 0, shared, 7).masked)
 
 
+def test_coupled_answers_are_aligned_where_they_agree() -> None:
+    """Counted from the start up to the first difference, from the end after the last one."""
+    tokens = torch.tensor([[7, 1, 2, 3, 4, 5, 0], [7, 1, 2, 9, 9, 4, 5], [6, 6, 6, 0, 0, 0, 0], [6, 6, 0, 0, 0, 0, 0]])
+    lengths = torch.tensor([5, 2, 6, 1])
+    answers = torch.arange(28).view(4, 7)[[0, 2, 1, 3], 1:]  # chosen: rows 0 and 2; rejected: rows 1 and 3
+    answers = torch.where(torch.arange(6) < lengths[:, None], answers, -1)
+    names = aligned(tokens, answers)
+    assert names[0, :5].tolist() == [0, 1, 2, -2, -1]  # 1 2 3 4 5
+    assert names[2, :6].tolist() == [0, 1, 2, 3, -2, -1]  # 1 2 9 9 4 5
+    assert names[1, :2].tolist() == [0, 1] and names[3, :1].tolist() == [0]  # 6 6 and 6: one token, not two, is shared
+    keys = answer_keys(torch.arange(400), coupled=True).flatten()
+    places, sizes = names[[0, 2]].repeat_interleave(400, 0), torch.tensor([5, 6]).repeat_interleave(400)
+    met = []
+    for given in (None, places):
+        masked = draw_masks(sizes, keys, 0, Estimator(8, coupled=True), 6, places=given).masked
+        met.append(float((masked[:, :400, 3:5] == masked[:, 400:, 4:6]).double().mean()))
+    assert met[1] > met[0] + 0.15, met
+
+
+def test_names_leave_the_mean_alone() -> None:
+    repeats, logs = 40_000, table(5)
+    names = torch.tensor([0, 1, -3, -2, -1]).expand(repeats, 5)
+    draws = draw_masks(torch.full((repeats,), 5), torch.arange(repeats), 3, ESTIMATORS["best"], 5, places=names)
+    values = estimate(draws, value(draws.masked, logs))
+    assert abs(float(values.mean()) - exact_elbo(logs)) < 4.5 * float(values.std()) / repeats**0.5
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_other_masks_at_the_same_noise_levels(name: str) -> None:
+    lengths, keys = torch.full((50,), 9), torch.arange(50)
+    one, other = (draw_masks(lengths, keys, 0, VARIANTS[name], 9, mask_seed=seed) for seed in (None, 5))
+    assert torch.equal(one.weight, other.weight) and torch.equal(one.masked.sum(-1), other.masked.sum(-1))
+    assert not torch.equal(one.masked, other.masked)
+
+
 def test_complements_cover_the_answer_and_weights_are_those_of_the_counts() -> None:
     lengths = torch.tensor([6, 9])
     draws = draw_masks(lengths, torch.tensor([1, 2]), 0, Estimator(5, complementary=True, full_mask=True), 9)
@@ -161,6 +196,7 @@ def test_score_and_losses() -> None:
 
 def test_presets_and_what_cannot_be_drawn() -> None:
     assert ESTIMATORS["naive"].draws == 1 and ESTIMATORS["vrpo"].draws == 8 and ESTIMATORS["vrpo"].shared
+    assert ESTIMATORS["best"].draws == ESTIMATORS["vrpo"].draws and ESTIMATORS["best"].shared
     for wrong in (
         {"times": 0},
         {"complementary": True, "masks": 2},
