@@ -1,6 +1,7 @@
 # Everything from a fresh clone, with Python 3.11 or newer, pip and make:
 #
 #   make demo        pretrain, fine-tune, optimise preferences, compare        MODEL=moe_demo for the sparse one
+#   make repl        after the demo: is VRPO worth its compute? One seed          SEED=1
 #   make test        what has to pass: style, types, layers, tests
 #   make bench       the benchmarks, ratios side by side
 #   make notebooks   run the notebooks from top to bottom
@@ -9,23 +10,41 @@
 
 PYTHON ?= python3
 MODEL ?= demo
+SEED ?= 1
 BIN := .venv/bin
 
-.PHONY: demo test bench notebooks clean
+.PHONY: demo repl test bench notebooks clean
 .NOTPARALLEL:
 
+LLADA := $(BIN)/lit-llada
 BASE = runs/$(MODEL)/checkpoints/step=0000450.ckpt
-SFT = runs/$(MODEL)_sft/checkpoints/step=0001000.ckpt
-VRPO = runs/$(MODEL)_vrpo/checkpoints/step=0000024.ckpt
+REPL = -c configs/recipe/sft_repl.yaml -c configs/data/repl.yaml
+DRAW = --data data/repl --samples 1 --temperature 0 --count threshold --batch_size 128
+ASK = --data data/repl --count threshold --bound 0.95 --batch_size 128
+NAIVE = $(foreach option,shared stratified complementary coupled,--model.estimator.$(option) false) --model.estimator.times 1
+# What a run of so many steps ends with.
+last = runs/$(1)/checkpoints/step=$(shell printf %07d $(2)).ckpt
 
+demo: SFT = $(call last,$(MODEL)_sft,1000)
 demo: .venv/installed-core
-	$(BIN)/lit-llada prepare text --corpus prose --out data/stdlib
-	$(BIN)/lit-llada fit -c configs/recipe/demo.yaml -c configs/data/stdlib.yaml -c configs/model/$(MODEL).yaml --run_dir runs/$(MODEL)
-	$(BIN)/lit-llada prepare chat --corpus repl --out data/repl
-	$(BIN)/lit-llada fit -c configs/recipe/sft_repl.yaml -c configs/data/repl.yaml --model.init_from $(BASE) --trainer.max_steps 1000 --run_dir runs/$(MODEL)_sft
-	$(BIN)/lit-llada prepare preference --from $(SFT) --data data/repl --size 640 --prompts 960 --out data/$(MODEL)_pairs
-	$(BIN)/lit-llada fit -c configs/recipe/vrpo_repl.yaml --data.path data/$(MODEL)_pairs --model.init_from $(SFT) --trainer.max_steps 24 --run_dir runs/$(MODEL)_vrpo
-	$(BIN)/lit-llada evaluate $(BASE) --compare $(SFT) $(VRPO) --data data/repl --per_template 40
+	$(LLADA) prepare chat --corpus repl --out data/repl
+	$(LLADA) prepare text --corpus prose --out data/stdlib
+	$(LLADA) fit -c configs/recipe/demo.yaml -c configs/data/stdlib.yaml -c configs/model/$(MODEL).yaml --run_dir runs/$(MODEL)
+	$(LLADA) fit $(REPL) --model.init_from $(BASE) --trainer.max_steps 1000 --run_dir runs/$(MODEL)_sft
+	$(LLADA) prepare preference --from $(SFT) $(DRAW) --size 800 --prompts 1600 --out data/$(MODEL)_pairs
+	$(LLADA) fit -c configs/recipe/vrpo_repl.yaml --data.path data/$(MODEL)_pairs --model.init_from $(SFT) --trainer.max_steps 24 --run_dir runs/$(MODEL)_vrpo
+	$(LLADA) evaluate $(BASE) --compare $(SFT) $(call last,$(MODEL)_vrpo,24) $(ASK) --per_template 40
+
+repl: SFT = $(call last,sft_$(SEED),2400)
+repl: PAIRS = -c configs/recipe/vrpo_repl.yaml --data.path data/pairs_$(SEED) --model.init_from $(SFT) --seed_everything $(SEED)
+repl: .venv/installed-core
+	$(LLADA) prepare chat --corpus repl --out data/repl
+	$(LLADA) fit $(REPL) --model.init_from $(BASE) --seed_everything $(SEED) --run_dir runs/sft_$(SEED)
+	$(LLADA) prepare preference --from $(SFT) $(DRAW) --size 1600 --prompts 6400 --seed $(SEED) --out data/pairs_$(SEED)
+	$(LLADA) fit $(REPL) --model.init_from $(SFT) --model.lr 5e-4 --model.schedule.warmup_steps 20 --trainer.max_steps 280 --seed_everything 10$(SEED) --run_dir runs/continued_$(SEED)
+	$(LLADA) fit $(PAIRS) $(NAIVE) --run_dir runs/naive_$(SEED)
+	$(LLADA) fit $(PAIRS) --run_dir runs/vrpo_$(SEED)
+	$(LLADA) evaluate $(SFT) --compare $(call last,continued_$(SEED),280) $(call last,naive_$(SEED),48) $(call last,vrpo_$(SEED),48) $(ASK) --per_template 100 --out runs/repl_$(SEED).json
 
 test: export OMP_NUM_THREADS = 1
 test: .venv/installed-dev

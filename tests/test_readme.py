@@ -1,9 +1,10 @@
-"""What README and guides tell people to type: every option exists, every file they name is there."""
+"""What README, guides and Makefile type: every option exists, every file they name is there."""
 
 from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,11 @@ ON_CHECKPOINTS = tuple(
     )
 )
 COMMANDS = [line.strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
+MAKES = subprocess.run(["make", "--dry-run", "demo", "repl"], cwd=ROOT, capture_output=True, text=True).stdout
+ALL = [*COMMANDS, *(line.removeprefix(".venv/bin/") for line in MAKES.splitlines() if "/lit-llada " in line)]
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith(("lit-llada fit", "lit-llada reference"))])
+@pytest.mark.parametrize("command", [c for c in ALL if c.startswith(("lit-llada fit", "lit-llada reference"))])
 def test_fit_commands_parse(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit) as stop:
@@ -32,9 +35,12 @@ def test_fit_commands_parse(command: str, capsys: pytest.CaptureFixture[str], mo
     assert re.search(r"class_path: lit_llada.modules.\w+.\w+Module", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith(ON_CHECKPOINTS)])
-def test_commands_on_checkpoints_parse(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", [c for c in ALL if c.startswith(ON_CHECKPOINTS)])
+def test_commands_on_checkpoints_parse(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """All options are known: what is refused is the checkpoint, which nobody has under that name."""
+    monkeypatch.chdir(tmp_path)
     assert main(shlex.split(command, comments=True)[1:]) == 2
     assert re.search(
         r"(CHECKPOINT|runs/\S+|models/\S+|LLaDA-8B-Base|input my_\S+): no such|questions.jsonl cannot|no data folder",
@@ -51,6 +57,10 @@ def test_every_file_that_is_named_is_there() -> None:
     names = re.findall(r"\]\(((?!http)[^)]+)\)|`(configs/[\w/.]+|lit_llada/[\w/.]+)`", README)
     for name in filter(None, (part for pair in names for part in pair)):
         assert (ROOT / name).exists(), name
+
+
+def test_the_makefile_was_read() -> None:
+    assert len(ALL) >= len(COMMANDS) + 14
 
 
 def test_every_block_is_covered() -> None:
