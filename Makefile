@@ -25,12 +25,12 @@ NAIVE = $(foreach option,shared stratified complementary coupled,--model.estimat
 # What a run of so many steps ends with.
 last = runs/$(1)/checkpoints/step=$(shell printf %07d $(2)).ckpt
 
-demo: SFT = $(call last,$(MODEL)_sft,1000)
+demo: SFT = $(call last,$(MODEL)_sft,800)
 demo: .venv/installed-core
 	$(LLADA) prepare chat --corpus repl --out data/repl
 	$(LLADA) prepare text --corpus prose --out data/stdlib
 	$(LLADA) fit -c configs/recipe/demo.yaml -c configs/data/stdlib.yaml -c configs/model/$(MODEL).yaml --run_dir runs/$(MODEL)
-	$(LLADA) fit $(REPL) --model.init_from $(BASE) --trainer.max_steps 1000 --run_dir runs/$(MODEL)_sft
+	$(LLADA) fit $(REPL) --model.init_from $(BASE) --trainer.max_steps 800 --run_dir runs/$(MODEL)_sft
 	$(LLADA) prepare preference --from $(SFT) $(DRAW) --size 800 --prompts 1600 --out data/$(MODEL)_pairs
 	$(LLADA) fit -c configs/recipe/vrpo_repl.yaml --data.path data/$(MODEL)_pairs --model.init_from $(SFT) --trainer.max_steps 24 --run_dir runs/$(MODEL)_vrpo
 	$(LLADA) evaluate $(BASE) --compare $(SFT) $(call last,$(MODEL)_vrpo,24) $(ASK) --per_template 40
