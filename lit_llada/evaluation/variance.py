@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 
 from lit_llada.data.packing import AnswerBatch
-from lit_llada.objectives.coupling import aligned, answer_keys
+from lit_llada.objectives.coupling import draw_pairs
 from lit_llada.objectives.preference import (
     Draws,
     Estimator,
-    draw_masks,
     estimate,
     preference_loss,
     score,
@@ -148,12 +147,8 @@ class _Pairs(NamedTuple):
     beta: float
 
     def draw(self, seed: int, mask_seed: int, model: int) -> Draws:
-        batch, coupled = self.batch, self.estimator.coupled
-        keys = answer_keys(batch.keys.view(2, -1)[0], coupled).flatten()
-        places = aligned(batch.tokens, batch.answers) if coupled else None
-        return draw_masks(
-            batch.lengths, keys, seed, self.estimator, batch.answers.shape[1], model, places, mask_seed
-        )  # fmt: skip
+        tokens, answers, keys = self.batch.tokens, self.batch.answers, self.batch.keys.view(2, -1)[0]
+        return draw_pairs(tokens, answers, keys, seed, self.estimator, model, mask_seed)
 
     @torch.no_grad()
     def tied(self, seed: int, mask_seed: int) -> Tensor:

@@ -14,11 +14,10 @@ from lit_llada.errors import UserError
 from lit_llada.modules.answers import Predicted, predict
 from lit_llada.modules.base import DiffusionModule, StepOutput
 from lit_llada.modules.reference import SPLITS, CachedReference
-from lit_llada.objectives.coupling import aligned, answer_keys
+from lit_llada.objectives.coupling import draw_pairs
 from lit_llada.objectives.preference import (
     Draws,
     Estimator,
-    draw_masks,
     estimate,
     preference_loss,
     score,
@@ -147,10 +146,8 @@ class VRPOModule(DiffusionModule):
     def draw(self, batch: AnswerBatch, split: str, model: int = 0) -> Draws:
         """The masks of a batch, for the policy (0) or the reference (1)."""
         keys = (batch.rows if self.noise == "record" else batch.keys).view(2, -1)[0]
-        keys = answer_keys(keys, self.estimator.coupled).flatten()
-        lengths, seed = batch.lengths.clamp(min=1), self.seed + (split != "train")
-        places = aligned(batch.tokens, batch.answers) if self.estimator.coupled else None
-        return draw_masks(lengths, keys, seed, self.estimator, batch.answers.shape[1], model, places)
+        seed = self.seed + (split != "train")
+        return draw_pairs(batch.tokens, batch.answers, keys, seed, self.estimator, model)
 
     def _ask_reference(self, batch: AnswerBatch, split: str) -> Reference:
         draws = self.draw(batch, split, model=1)

@@ -5,6 +5,30 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lit_llada.objectives.preference import Draws, Estimator, draw_masks
+
+
+def draw_pairs(
+    tokens: Tensor,
+    answers: Tensor,
+    keys: Tensor,
+    seed: int,
+    estimator: Estimator,
+    model: int = 0,
+    mask_seed: int | None = None,
+) -> Draws:
+    """The masks of both answers of each pair, which share what the estimator lets them share.
+
+    Args:
+        tokens, answers: see :func:`aligned`.
+        keys: ``[P]`` int64, the noise of each pair.
+        seed, estimator, model, mask_seed: see :func:`~lit_llada.objectives.preference.draw_masks`.
+    """
+    lengths = (answers >= 0).sum(1).clamp(min=1)  # what only fills a batch up has no answer
+    each = answer_keys(keys, estimator.coupled).flatten()
+    places = aligned(tokens, answers) if estimator.coupled else None
+    return draw_masks(lengths, each, seed, estimator, answers.shape[1], model, places, mask_seed)
+
 
 def answer_keys(pair_keys: Tensor, coupled: bool) -> Tensor:
     """``[P]`` keys of pairs -> ``[2, P]`` keys of chosen and rejected answers."""
