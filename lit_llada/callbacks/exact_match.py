@@ -10,8 +10,8 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from lit_llada.callbacks.loggers import log_scalars, log_text
-from lit_llada.callbacks.sampling import escape, evaluating
-from lit_llada.callbacks.throughput import off_the_clock
+from lit_llada.callbacks.looking import Looking
+from lit_llada.callbacks.sampling import escape
 from lit_llada.data.folder import DataFolder
 from lit_llada.data.questions import questions_of
 from lit_llada.errors import UserError
@@ -31,7 +31,7 @@ from lit_llada.sampling.plan import Count, Plan
 SHOWN = 2  # questions of each template in TensorBoard's table
 
 
-class ExactMatch(L.Callback):
+class ExactMatch(Looking):
     """Ask validation questions every n optimizer steps and at the end of training, of the averaged weights if any.
 
     An answer counts if it is, up to its first end, exactly the record's. Logged are ``val/exact_match`` (the share of
@@ -52,8 +52,8 @@ class ExactMatch(L.Callback):
         block_length: fill blocks of this many masks from left to right; None for the whole answer at once.
         batch_size: answers at once; none depends on it.
         seed: of the choice of the questions.
-        before: ask before the first step too, as step 0, and show those answers beside each later one. A resumed run
-            asks nothing then: the weights it began with are gone. What it had logged at step 0 is still there.
+        before: ask before the first step too, see :class:`~lit_llada.callbacks.looking.Looking`, and show those answers
+            beside each later one.
 
     Raises:
         UserError: an option outside its range; when training starts, data that cannot be asked.
@@ -77,22 +77,16 @@ class ExactMatch(L.Callback):
         for name, value in {**numbers, "new_tokens": new_tokens}.items():
             if value is not None and value < 1:
                 raise UserError(f"ExactMatch.{name} is {value}; it must be at least 1")
-        self.every_n_steps, self.per_template, self.data, self.new_tokens = (
-            every_n_steps,
-            per_template,
-            data,
-            new_tokens,
-        )
+        super().__init__(every_n_steps, before)
+        self.per_template, self.data, self.new_tokens = per_template, data, new_tokens
         self.plan = Plan(count=count, steps=steps, bound=bound, block_length=block_length)
-        self.batch_size, self.seed, self.before = batch_size, seed, before
+        self.batch_size, self.seed = batch_size, seed
         self.questions: list[Question] = []
         self.latest: dict[str, tuple[int, int]] = {}  # template -> (right, asked), for whoever wants to report them
-        self._start: list[Reply] = []
-        self._step = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Read the questions, and refuse what could only fail later."""
-        self._step = trainer.global_step
+        super().on_train_start(trainer, pl_module)
         run = getattr(trainer, "datamodule", None)
         folders = getattr(run, "folders", []) if self.data is None else [DataFolder.open(self.data)]
         if not folders:
@@ -108,43 +102,27 @@ class ExactMatch(L.Callback):
         known, template = questions_of(folders, "val")
         self._canvas = self.new_tokens or canvas_length(known, self.plan.block_length)
         self._specials = specials_of(template, self._tokenizer, pl_module.backbone.vocabulary)
-        self.questions, self._start = choose(known, self.per_template, self.seed), []
+        self.questions = choose(known, self.per_template, self.seed)
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Ask before a first step, when everybody has refused what cannot be trained."""
-        if self.before and trainer.global_step == 0 and not self._start:
-            with off_the_clock(trainer):
-                self._start = self._ask(trainer, pl_module)
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step != self._step and trainer.global_step % self.every_n_steps == 0:
-            with off_the_clock(trainer):
-                self._ask(trainer, pl_module)
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        if trainer.global_step != self._step or not self.latest:
-            self._ask(trainer, pl_module)
-
-    def _ask(self, trainer: L.Trainer, module: Any) -> list[Reply]:
-        self._step = trainer.global_step
-        with evaluating(module.denoiser), trainer.precision_plugin.forward_context():
-            answered = replies(
-                module.denoiser,
-                self.questions,
-                self._canvas,
-                self._tokenizer,
-                self._specials,
-                self.plan,
-                seeds=range(len(self.questions)),
-                batch_size=self.batch_size,
-                device=module.device,
-            )
-            said = [reply for _, reply in sorted(answered)]
+    def look(self, trainer: L.Trainer, pl_module: Any) -> list[Reply]:
+        """The replies to all questions, in their order."""
+        answered = replies(
+            pl_module.denoiser,
+            self.questions,
+            self._canvas,
+            self._tokenizer,
+            self._specials,
+            self.plan,
+            seeds=range(len(self.questions)),
+            batch_size=self.batch_size,
+            device=pl_module.device,
+        )
+        said = [reply for _, reply in sorted(answered)]
         right = [reply.text == question.answer for question, reply in zip(self.questions, said, strict=True)]
         self.latest = tally(self.questions, right)
         shares = {f"val/exact_match/{name}": hits / asked for name, (hits, asked) in self.latest.items()}
         log_scalars(trainer, {"val/exact_match": sum(right) / len(right), **shares})
-        log_text(trainer, "exact_match/answers", table(self.questions, said, trainer.global_step, self._start))
+        log_text(trainer, "exact_match/answers", table(self.questions, said, trainer.global_step, self.start or ()))
         return said
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,9 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 
 from lit_llada.callbacks.loggers import log_figure, log_text, writers
-from lit_llada.callbacks.throughput import off_the_clock
+from lit_llada.callbacks.looking import Looking
 from lit_llada.data.chat import ChatTemplate
 from lit_llada.errors import UserError
 from lit_llada.evaluation.exact_match import specials_of
@@ -28,7 +26,7 @@ from lit_llada.sampling.plan import Order, Plan
 from lit_llada.sampling.trace import Recorder, Trace
 
 
-class SampleLogger(L.Callback):
+class SampleLogger(Looking):
     """Sample every n optimizer steps and at the end of training, from the averaged weights if there are any.
 
     TensorBoard gets a table of the texts (``samples/texts``) and, for each sample, the canvas of every step as text
@@ -54,8 +52,8 @@ class SampleLogger(L.Callback):
         temperature: 0 takes the likeliest token (free samples are then all alike), 1 samples from the model.
         seed: of the noise.
         film: write ``films/step_NNNNNN.html``, a page with all samples, into the folder of the TensorBoard logger.
-        before: sample before the first step too, as step 0, and show those texts beside each later one. A resumed run
-            draws nothing then: the weights it began with are gone. What it had logged at step 0 is still there.
+        before: sample before the first step too, see :class:`~lit_llada.callbacks.looking.Looking`, and show those
+            texts beside each later one.
     """
 
     def __init__(
@@ -77,17 +75,16 @@ class SampleLogger(L.Callback):
     ) -> None:
         if wrong := [text for text in infills if gap not in text]:
             raise UserError(f"SampleLogger.infills: {wrong[0]!r} has no gap; mark it with {gap}")
-        self.every_n_steps, self.prompts, self.free, self.infills = every_n_steps, prompts, free, infills
+        super().__init__(every_n_steps, before)
+        self.prompts, self.free, self.infills = prompts, free, infills
         self.gap, self.gap_length, self.length = gap, gap_length, length
         self.plan = Plan(steps=steps, block_length=block_length, order=order, temperature=temperature)
-        self.seed, self.film, self.before = seed, film, before
+        self.seed, self.film = seed, film
         self.latest: dict[str, str] = {}  # the last texts by name, for whoever wants to print them
-        self._start: dict[str, str] = {}
-        self._step = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Refuse what could only fail later."""
-        self._step, self._start = trainer.global_step, {}
+        super().on_train_start(trainer, pl_module)
         data = getattr(trainer, "datamodule", None)
         if (tokenizer := getattr(data, "tokenizer", None)) is None:
             raise UserError("SampleLogger needs a datamodule with a tokenizer; leave the callback out or give one")
@@ -97,43 +94,27 @@ class SampleLogger(L.Callback):
         self._questions = {} if template is None else {f"prompt_{i}": text for i, text in enumerate(self.prompts, 1)}
         self._rows = self.canvases(tokenizer, template)
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Sample before a first step, when everybody has refused what cannot be trained."""
-        if self.before and trainer.global_step == 0 and not self._start:
-            with off_the_clock(trainer):
-                self._sample(trainer, pl_module)
-            self._start = self.latest
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step != self._step and trainer.global_step % self.every_n_steps == 0:
-            with off_the_clock(trainer):
-                self._sample(trainer, pl_module)
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        if trainer.global_step != self._step or not self.latest:
-            self._sample(trainer, pl_module)
-
-    def _sample(self, trainer: L.Trainer, module: Any) -> None:
-        self._step = trainer.global_step
+    def look(self, trainer: L.Trainer, pl_module: Any) -> dict[str, str]:
+        """The texts by name."""
         tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
-        with evaluating(module.denoiser), trainer.precision_plugin.forward_context():
-            traces = self.draw(module.denoiser, self._rows, self._specials, module.device, trainer.global_step)
+        traces = self.draw(pl_module.denoiser, self._rows, self._specials, pl_module.device, trainer.global_step)
         self.latest = {
             name: text_of(trace, tokenizer, self._specials, self._questions.get(name)) for name, trace in traces.items()
         }
         if not writers(trainer):
-            return
+            return self.latest
         from lit_llada.callbacks.figures import denoising_figure
 
         def piece(token: int) -> str:
             return str(tokenizer.decode([token], MASK, END))
 
         film = self._write_film(trainer, traces, piece)
-        log_text(trainer, "samples/texts", f"{table(self.latest, self._start)}{film}")
+        log_text(trainer, "samples/texts", f"{table(self.latest, self.start)}{film}")
         for name, trace in traces.items():
             log_text(trainer, f"samples/{name}", transcript(trace, tokenizer))
             title = f"{name.replace('_', ' ')} · training step {trainer.global_step}"
             log_figure(trainer, f"samples/{name}", denoising_figure(trace, piece, title))
+        return self.latest
 
     def _write_film(self, trainer: L.Trainer, traces: dict[str, Trace], piece: Callable[[int], str]) -> str:
         """The page, and a line of Markdown that says where it is."""
@@ -222,17 +203,3 @@ def table(now: dict[str, str], before: dict[str, str] | None = None) -> str:
 
 def escape(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]()#+\-.!|])", r"\\\1", html.escape(text, quote=False))
-
-
-@contextmanager
-def evaluating(net: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards every part is as it was, and a sharded net holds no gathered copy."""
-    modes = {part: part.training for part in net.modules()}
-    net.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
-            if isinstance(part, FSDPModule):
-                part.reshard()

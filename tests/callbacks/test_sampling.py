@@ -13,7 +13,8 @@ from tensorboard.plugin_util import markdown_to_safe_html
 from lit_llada.backbone.config import BackboneConfig
 from lit_llada.backbone.transformer import Backbone
 from lit_llada.callbacks.ema import EMA
-from lit_llada.callbacks.sampling import SampleLogger, escape, evaluating, table
+from lit_llada.callbacks.looking import evaluating
+from lit_llada.callbacks.sampling import SampleLogger, escape, table
 from lit_llada.data.tokenizer import Tokenizer
 from lit_llada.errors import UserError
 from lit_llada.sampling.canvas import Specials
