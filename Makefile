@@ -13,38 +13,43 @@ MODEL ?= demo
 SEED ?= 1
 BIN := .venv/bin
 
-.PHONY: demo repl test bench notebooks clean
+.PHONY: data demo repl test bench notebooks clean
 .NOTPARALLEL:
 
 LLADA := $(BIN)/lit-llada
 BASE = runs/$(MODEL)/checkpoints/step=0000450.ckpt
-REPL = -c configs/recipe/sft_repl.yaml -c configs/data/repl.yaml
-DRAW = --data data/repl --samples 1 --temperature 0 --count threshold --batch_size 128
+REPL = -c configs/recipe/sft_repl.yaml -c configs/data/repl.yaml --data.path data/demonstrations
+AGAIN = $(REPL) --model.init_from $(SFT) --model.lr 5e-4 --model.schedule.warmup_steps 20
+DRAW = --data data/repl --samples 2 --temperature 1.5 --steps 2 --batch_size 128
+PAIRS = -c configs/recipe/vrpo_repl.yaml --model.init_from $(SFT)
 ASK = --data data/repl --count threshold --bound 0.95 --batch_size 128
 NAIVE = $(foreach option,shared stratified complementary coupled,--model.estimator.$(option) false) --model.estimator.times 1
 # What a run of so many steps ends with.
 last = runs/$(1)/checkpoints/step=$(shell printf %07d $(2)).ckpt
 
-demo: SFT = $(call last,$(MODEL)_sft,800)
-demo: .venv/installed-core
+data: .venv/installed-core
+	$(LLADA) prepare chat --corpus repl --size 2000 --out data/demonstrations
 	$(LLADA) prepare chat --corpus repl --out data/repl
+
+demo: SFT = $(call last,$(MODEL)_sft,800)
+demo: data
 	$(LLADA) prepare text --corpus prose --out data/stdlib
 	$(LLADA) fit -c configs/recipe/demo.yaml -c configs/data/stdlib.yaml -c configs/model/$(MODEL).yaml --run_dir runs/$(MODEL)
 	$(LLADA) fit $(REPL) --model.init_from $(BASE) --trainer.max_steps 800 --run_dir runs/$(MODEL)_sft
-	$(LLADA) prepare preference --from $(SFT) $(DRAW) --size 800 --prompts 1600 --out data/$(MODEL)_pairs
-	$(LLADA) fit -c configs/recipe/vrpo_repl.yaml --data.path data/$(MODEL)_pairs --model.init_from $(SFT) --trainer.max_steps 24 --run_dir runs/$(MODEL)_vrpo
-	$(LLADA) evaluate $(BASE) --compare $(SFT) $(call last,$(MODEL)_vrpo,24) $(ASK) --per_template 40
+	$(LLADA) prepare preference --from $(SFT) $(DRAW) --size 1600 --prompts 2400 --out data/$(MODEL)_pairs
+	$(LLADA) fit $(PAIRS) --data.path data/$(MODEL)_pairs --trainer.max_steps 60 --run_dir runs/$(MODEL)_vrpo
+	$(LLADA) evaluate $(BASE) --compare $(SFT) $(call last,$(MODEL)_vrpo,60) $(ASK) --per_template 40
 
 repl: SFT = $(call last,sft_$(SEED),2400)
-repl: PAIRS = -c configs/recipe/vrpo_repl.yaml --data.path data/pairs_$(SEED) --model.init_from $(SFT) --seed_everything $(SEED)
-repl: .venv/installed-core
-	$(LLADA) prepare chat --corpus repl --out data/repl
+repl: OURS = --data.path data/pairs_$(SEED) --seed_everything $(SEED)
+repl: data
 	$(LLADA) fit $(REPL) --model.init_from $(BASE) --seed_everything $(SEED) --run_dir runs/sft_$(SEED)
-	$(LLADA) prepare preference --from $(SFT) $(DRAW) --size 1600 --prompts 6400 --seed $(SEED) --out data/pairs_$(SEED)
-	$(LLADA) fit $(REPL) --model.init_from $(SFT) --model.lr 5e-4 --model.schedule.warmup_steps 20 --trainer.max_steps 280 --seed_everything 10$(SEED) --run_dir runs/continued_$(SEED)
-	$(LLADA) fit $(PAIRS) $(NAIVE) --run_dir runs/naive_$(SEED)
-	$(LLADA) fit $(PAIRS) --run_dir runs/vrpo_$(SEED)
-	$(LLADA) evaluate $(SFT) --compare $(call last,continued_$(SEED),280) $(call last,naive_$(SEED),48) $(call last,vrpo_$(SEED),48) $(ASK) --per_template 100 --out runs/repl_$(SEED).json
+	$(LLADA) prepare preference --from $(SFT) $(DRAW) --size 4000 --prompts 6000 --seed $(SEED) --out data/pairs_$(SEED)
+	$(LLADA) fit $(PAIRS) $(OURS) --run_dir runs/vrpo_$(SEED)
+	$(LLADA) fit $(PAIRS) $(OURS) $(NAIVE) --run_dir runs/naive_$(SEED)
+	$(LLADA) fit $(PAIRS) $(OURS) --model.beta 1e-6 --run_dir runs/chosen_$(SEED)
+	$(LLADA) fit $(AGAIN) --trainer.max_steps 1000 --seed_everything 10$(SEED) --run_dir runs/continued_$(SEED)
+	$(LLADA) evaluate $(SFT) --compare $(call last,continued_$(SEED),1000) $(foreach run,naive chosen vrpo,$(call last,$(run)_$(SEED),300)) $(ASK) --per_template 100 --out runs/repl_$(SEED).json
 
 test: export OMP_NUM_THREADS = 1
 test: .venv/installed-dev
