@@ -36,6 +36,7 @@ from lit_llada.sampling.plan import Count, Plan
 from lit_llada.training.sharding import weight_digest
 
 ALL = "all"  # the last line
+WHOLE = 3  # of more checkpoints than these the table holds only the differences to the first one
 
 
 class Answered(NamedTuple):
@@ -169,12 +170,16 @@ def groups_of(questions: Sequence[Question]) -> dict[str, list[int]]:
 
 
 def show(title: str, questions: Sequence[Question], answered: Sequence[Answered]) -> None:
-    """The table: a column for each checkpoint, and one for every two of them."""
+    """The table: a column for each checkpoint, and one for every two of them; of many, some in a line below."""
     console = Console(soft_wrap=True, highlight=False)
     letters = [chr(ord("A") + i) for i in range(len(answered))]
     found = numbers_of(questions, answered)
+    differences = [*zip(combinations(letters, 2), found["differences"], strict=True)]
+    few = len(answered) <= WHOLE
+    columns = [pair for pair in differences if few or pair[0][0] == letters[0]]
+    below = [pair for pair in differences if pair not in columns]
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    heads = [*(f"{x}  (95 %)" for x in letters), *(f"{b} - {a}  (95 %)" for a, b in combinations(letters, 2))]
+    heads = [*(f"{x}  (95 %)" for x in letters), *(f"{b} - {a}  (95 %)" for (a, b), _ in columns)]
     table.add_column("template", no_wrap=True)
     table.add_column("asked", justify="right")
     for head in heads:
@@ -184,9 +189,7 @@ def show(title: str, questions: Sequence[Question], answered: Sequence[Answered]
         shares = [
             percent(c["templates"][name]["share"], *c["templates"][name]["interval"]) for c in found["checkpoints"]
         ]
-        moved = [
-            change(d["templates"][name]["difference"], *d["templates"][name]["interval"]) for d in found["differences"]
-        ]
+        moved = [change(**d["templates"][name]) for _, d in columns]
         if name == ALL and len(groups) > 1:
             table.add_section()
         table.add_row(name, str(len(numbers)), *shares, *moved)
@@ -195,6 +198,8 @@ def show(title: str, questions: Sequence[Question], answered: Sequence[Answered]
     Console(width=max(console.width, console.measure(table, options=free).maximum), highlight=False).print(table)
     for letter, one in zip(letters, answered, strict=True):
         console.print(f"{letter}  {one.path}", markup=False)
+    for (a, b), difference in below:
+        console.print(f"{b} - {a}, all questions: {change(**difference['templates'][ALL])}")
     if len(answered) > 1:
         console.print("* the interval of the difference (in points, question by question) does not hold 0")
 
@@ -204,7 +209,8 @@ def percent(share: float, low: float, high: float) -> str:
     return f"{100 * share:.1f} ({100 * low:.0f}..{100 * high:.0f})"
 
 
-def change(difference: float, low: float, high: float) -> str:
+def change(difference: float, interval: tuple[float, float]) -> str:
     """A difference and its interval, in points; with a star where it is one."""
+    low, high = interval
     star = "*" if low > 0 or high < 0 else " "
     return f"{100 * difference:+.1f} ({100 * low:+.0f}..{100 * high:+.0f}){star}"

@@ -116,6 +116,14 @@ def test_numbers_of_any_answers(capsys: pytest.CaptureFixture[str]) -> None:
     show("title", questions, told)
     shown = capsys.readouterr().out  # wider than 80 columns, and whole
     assert "…" not in shown and all(f"{head}  (95 %)" in shown for head in ("A", "C", "B - A", "C - A", "C - B"))
+    fourth = Answered("3", "d", [not right for right in told[2].right])
+    show("title", questions, [*told, fourth])
+    shown = capsys.readouterr().out
+    assert "D - A  (95 %)" in shown and "C - B  (95 %)" not in shown
+    hits = [sum(one.right) for one in (told[1], fourth)]
+    lines = [line for line in shown.splitlines() if "all questions" in line]
+    assert [line[:5] for line in lines] == ["C - B", "D - B", "D - C"]
+    assert lines[1].startswith(f"D - B, all questions: {100 * (hits[1] - hits[0]) / 3:+.1f} (")
 
 
 @pytest.mark.parametrize(
