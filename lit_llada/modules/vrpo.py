@@ -44,8 +44,6 @@ class VRPOModule(DiffusionModule):
         noise: ``fresh`` masks whenever a pair is met, or those of the ``record``, the same in every epoch.
         reference: file of ``lit-llada reference``: what the reference says of every pair, so that only one model is in
             memory; implies ``noise: record``. None asks a frozen twin at every step.
-        graphs: draws whose activations are in memory at once: 1 takes the least, and of the 2n forward passes of a step
-            with n draws each of them saves one.
         **options: of :class:`DiffusionModule`; ``init_from`` is also the reference.
 
     Raises:
@@ -63,7 +61,6 @@ class VRPOModule(DiffusionModule):
         sft_weight: float = 0.05,
         noise: Literal["fresh", "record"] = "fresh",
         reference: str | None = None,
-        graphs: int = 1,
         **options: Any,
     ) -> None:
         super().__init__(*args, **options)
@@ -71,9 +68,6 @@ class VRPOModule(DiffusionModule):
             raise UserError("model.init_from is not set: VRPO starts from a fine-tuned checkpoint and is tied to it")
         self.estimator, self.beta, self.kind, self.sft_weight = estimator, beta, kind, sft_weight
         self.noise, self.reference = noise if reference is None else "record", reference
-        if graphs < 1:
-            raise UserError(f"model.graphs is {graphs}; the activations of at least 1 draw are in memory")
-        self.graphs = graphs
         # Not submodules: the reference is in no checkpoint, and no optimiser sees it.
         self._twin: list[Backbone] = []
         self._cache: CachedReference | None = None
@@ -126,7 +120,7 @@ class VRPOModule(DiffusionModule):
             return self.judge(draws, sums, reference, batch)["loss"]
 
         parts = self.trainer.accumulate_grad_batches
-        rest, sums = two_pass(log_likelihood, self.estimator.draws, loss, parts, self.graphs)
+        rest, sums = two_pass(log_likelihood, self.estimator.draws, loss, parts)
         for name, total in self.judge(draws, sums, reference, batch).items():
             self.add_up(name, total, count if name == "loss" else None)
         self._keys.append(batch.keys)

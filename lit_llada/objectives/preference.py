@@ -230,13 +230,11 @@ def two_pass(
     draws: int,
     loss: Callable[[Tensor], Tensor],
     scale: float = 1.0,
-    graphs: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """The gradient of ``loss([n, S] sums of log p)`` with few draws' graphs in memory at a time.
+    """The gradient of ``loss([n, S] sums of log p)`` with one draw's graph in memory at a time.
 
-    First all draws without a graph (the last ones with theirs), then the loss and its derivative after each sum, and
-    then draw by draw backwards, each times its own. That is the chain rule: the gradient is exactly that of one big
-    graph.
+    First all draws without a graph (the last one with its), then the loss and its derivative after each sum, and then
+    draw by draw backwards, each times its own. That is the chain rule: the gradient is exactly that of one big graph.
 
     Args:
         log_likelihood: number of the draw -> ``[S]`` sums of log p, and a scalar that is added to the loss as it is
@@ -244,25 +242,21 @@ def two_pass(
         draws: n.
         loss: ``[n, S]`` -> scalar.
         scale: what the gradients that are computed in here are divided by, as the caller will divide the one returned.
-        graphs: in memory at once; of the 2n forward passes each of them saves one.
 
     Returns:
         a scalar whose gradient is still to be taken, and the sums ``[n, S]`` without a graph.
     """
-    first = max(draws - graphs, 0)  # of those that keep their graph
     with torch.no_grad():
-        sums = [log_likelihood(draw)[0] for draw in range(first)]
-    kept = [log_likelihood(draw) for draw in range(first, draws)]
+        sums = [log_likelihood(draw)[0] for draw in range(draws - 1)]
+    last, extra = log_likelihood(draws - 1)
     with torch.enable_grad():
-        every = torch.stack([*sums, *(last.detach() for last, _ in kept)]).requires_grad_()
+        every = torch.stack([*sums, last.detach()]).requires_grad_()
         (slopes,) = torch.autograd.grad(loss(every), every)
-    waiting = [_surrogate(slope, *draw) for slope, draw in zip(slopes[first:], kept, strict=True)]
-    for draw in range(first):
-        waiting.pop().div(scale).backward()  # one graph goes before the next one comes
-        waiting.append(_surrogate(slopes[draw], *log_likelihood(draw)))
-    while len(waiting) > 1:
-        waiting.pop().div(scale).backward()
-    return waiting[0], every.detach()
+    rest = _surrogate(slopes[-1], last, extra)
+    for draw in range(draws - 1):
+        rest.div(scale).backward()
+        rest = _surrogate(slopes[draw], *log_likelihood(draw))
+    return rest, every.detach()
 
 
 def _surrogate(slope: Tensor, sums: Tensor, extra: Tensor | None) -> Tensor:

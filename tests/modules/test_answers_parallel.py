@@ -52,21 +52,12 @@ def diary(folder: Path, name: str = "diary") -> list[dict[str, float]]:
 
 def run(rank: int, folder: Path, data: Path, start: Path, kind: str, **options: Any) -> dict[str, float]:
     """The same command, every time; the last validation, and how the averaged weights ended."""
-    o = {
-        "strategy": "auto",
-        "accumulate": 1,
-        "kill_at": -1,
-        "save": 0,
-        "diary": "diary",
-        "reference": None,
-        "graphs": 1,
-    }
-    o |= options
+    o = {"strategy": "auto", "accumulate": 1, "kill_at": -1, "save": 0, "diary": "diary", "reference": None, **options}
     world = 1 if o["strategy"] == "auto" else 2
     L.seed_everything(1)
     shared = {"init_from": str(start), "lr": 3e-3, "schedule": Schedule(warmup_steps=2)}
     if kind == "vrpo":
-        module: Any = VRPOModule(**shared, estimator=Estimator(3), reference=o["reference"], graphs=o["graphs"])
+        module: Any = VRPOModule(**shared, estimator=Estimator(3), reference=o["reference"])
     else:
         module = SFTModule(**shared, complementary=True, time_sampler="stratified")
     newest = checkpoints(folder / "checkpoints") if o["save"] else []
@@ -101,7 +92,7 @@ def test_ddp_fsdp2_and_accumulation_give_one_curve(
     for strategy, folder in folders.items():
         folder.mkdir()
         world, accumulate = (1, 2) if strategy == "auto" else (2, 1)
-        options = {"strategy": strategy, "accumulate": accumulate, "graphs": 2 if net == "moe" else 1}
+        options = {"strategy": strategy, "accumulate": accumulate}
         ends[strategy] = forked(partial(run, **options), world, folder, data, starts[net], kind)[0]
     one = diary(folders["auto"])
     assert len(one) == STEPS and one[-1]["train/loss"] < one[0]["train/loss"]

@@ -108,7 +108,7 @@ def test_gradient_is_that_of_the_definition(
 
 
 def one_pass(
-    log_likelihood: Callable[[int], tuple[Tensor, Any]], draws: int, loss: Callable[[Tensor], Tensor], *_: float
+    log_likelihood: Callable[[int], tuple[Tensor, Any]], draws: int, loss: Callable[[Tensor], Tensor], scale: float
 ) -> tuple[Tensor, Tensor]:
     """All draws in one graph."""
     sums, extras = zip(*(log_likelihood(draw) for draw in range(draws)), strict=True)
@@ -121,7 +121,7 @@ def one_pass(
 def test_two_passes_equal_one_over_accumulated_batches(
     pairs: Path, starts: dict[str, Path], net: str, estimator: Estimator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = built(starts[net], accumulate=2, moved=0.05, estimator=estimator, graphs=2 if net == "moe" else 1)
+    module = built(starts[net], accumulate=2, moved=0.05, estimator=estimator)
     batches = [batch_of(pairs), batch_of(pairs, seed=2)]
     grads, sums = [], []
     for trick in (vrpo.two_pass, one_pass):
@@ -181,8 +181,6 @@ def test_memory_does_not_grow_with_the_draws(
     batch = batch_of(pairs)
     peaks = {n: peak(built(starts["dense"], estimator=Estimator(n)), batch) for n in (1, 4, 16)}
     assert max(peaks.values()) < 1.15 * peaks[1], peaks  # how many tokens a draw masks is random
-    doubled = {n: peak(built(starts["dense"], estimator=Estimator(n), graphs=2), batch) for n in (4, 16)}
-    assert all(1.7 * peaks[1] < bytes_ < 2.3 * peaks[1] for bytes_ in doubled.values()), (doubled, peaks)
     monkeypatch.setattr(vrpo, "two_pass", one_pass)
     assert peak(built(starts["dense"], estimator=Estimator(16)), batch) > 10 * peaks[1]
 

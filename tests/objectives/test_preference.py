@@ -208,27 +208,24 @@ def test_presets_and_what_cannot_be_drawn() -> None:
             replace(Estimator(), **wrong)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kept", [1, 2, 9])
 @pytest.mark.parametrize("draws", [1, 2, 5])
-def test_two_passes_give_the_gradient_of_one(draws: int, kept: int) -> None:
+def test_two_passes_give_the_gradient_of_one(draws: int) -> None:
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(3, 4, dtype=torch.float64, generator=generator).requires_grad_()
     inputs = torch.randn(draws, 4, 6, dtype=torch.float64, generator=generator)
-    graphs = forwards = 0
+    graphs = 0
 
     def log_likelihood(draw: int) -> tuple[Tensor, Tensor]:
-        nonlocal graphs, forwards
+        nonlocal graphs
         graphs += torch.is_grad_enabled()
-        forwards += 1
         hidden = (weight @ inputs[draw]).tanh()
         return hidden.sum(0), hidden.square().mean()
 
     def loss(sums: Tensor) -> Tensor:
         return preference_loss(sums.sum(0)[:3] - sums.sum(0)[3:], 0.2).sum() + sums.square().mean()
 
-    rest, sums = two_pass(log_likelihood, draws, loss, scale=2.0, graphs=kept)
+    rest, sums = two_pass(log_likelihood, draws, loss, scale=2.0)
     assert graphs == draws
-    assert forwards == 2 * draws - min(kept, draws)
     (rest / 2.0).backward()
     assert weight.grad is not None
     found, weight.grad = weight.grad, None
