@@ -139,7 +139,7 @@ def test_only_adapters_move_and_their_checkpoint_is_a_plain_net(forked, chats, t
     for ema, kind in ((False, "net"), (True, "ema")):
         net = load_checkpoint(path, ema=ema).net
         assert not any(is_adapter(name) for name in net.state_dict())
-        torch.testing.assert_close(net(TOKENS).detach(), torch.from_numpy(run[kind]), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(net(TOKENS).detach(), torch.from_numpy(run[kind]), rtol=1e-4, atol=1e-4)
         assert abs(run[kind] - run["first"]).max() > 0.1
 
 
@@ -150,11 +150,11 @@ def test_a_checkpoint_of_adapters_is_exported_and_started_from(forked, chats, tm
     target = tmp_path / "exported"
     options = ["--ema", "false", "--tokenizer", str(chats / "tokenizer")]
     assert main(["convert", "export", str(path), str(target), *options]) == 0
-    torch.testing.assert_close(load_net(target)(TOKENS).detach(), torch.from_numpy(first["net"]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(load_net(target)(TOKENS).detach(), torch.from_numpy(first["net"]), rtol=1e-4, atol=1e-4)
     for lora in (None, LORA):  # whole weights, or new adapters, on top of what the averaged ones have become
         [second] = forked(partial(fit, lora=lora), 1, str(path), chats, tmp_path / f"b{bool(lora)}")
         assert (second["first"] == load_net(path)(TOKENS).detach().numpy()).all()
-        torch.testing.assert_close(second["first"], first["ema"], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(second["first"], first["ema"], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("make", [SFTModule, partial(VRPOModule, estimator=Estimator(times=2))], ids=["sft", "vrpo"])
@@ -168,7 +168,7 @@ def test_two_ranks_and_one_are_one_run(forked, chats, pairs, tmp_path, make) -> 
         path = checkpoints(tmp_path / strategy / "checkpoints")[-1]
         assert path.is_dir() == (strategy == "fsdp2")
         net = load_checkpoint(path, ema=False).net(TOKENS).detach()
-        torch.testing.assert_close(net, torch.from_numpy(ranks[0]["net"]), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(net, torch.from_numpy(ranks[0]["net"]), rtol=1e-4, atol=1e-4)
 
 
 def test_the_reference_of_vrpo_has_no_adapters(forked, pairs, tmp_path) -> None:
