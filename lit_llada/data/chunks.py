@@ -25,6 +25,9 @@ from lit_llada.data.tokenizer import Tokenizer
 from lit_llada.data.workers import in_order, items
 
 console = Console(stderr=True)
+# Without threads: a bar that an error leaves unfinished is closed by whoever collects the garbage, which in a thread of
+# another bar would wait for itself for ever.
+bar = functools.partial(track, console=console, transient=True, auto_refresh=False)
 
 
 def write_chunks(
@@ -35,7 +38,7 @@ def write_chunks(
 
     size = max(1, int(chunk_mb * 1e6) // np.dtype(dtype).itemsize)
     ids = in_order(shards, functools.partial(encode_shard, model=model, dtype=dtype), workers)
-    progress = track(ids, f"tokenizing {folder.name}", len(shards), console=console, transient=True)
+    progress = bar(ids, f"tokenizing {folder.name}", len(shards))
     pieces = (torch.from_numpy(chunk) for chunk in _cut(progress, size))
     return write_items(folder, pieces, "tokens", chunk_size=size, item_loader=TokensLoader())
 

@@ -10,9 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.progress import track
-
-from lit_llada.data.chunks import console, token_counts, unigram_nll, write_chunks
+from lit_llada.data.chunks import bar, console, token_counts, unigram_nll, write_chunks
 from lit_llada.data.corpora import Corpus, embedded
 from lit_llada.data.folder import DataFolder
 from lit_llada.data.making import (
@@ -189,6 +187,6 @@ def _documents(inputs: list[str], corpus: Corpus, field: str, quiet: bool = Fals
     if not inputs:
         yield from ((0, text) for _, text in embedded(corpus))
         return
-    files = track(list_files(inputs), "reading", console=console, transient=True, disable=quiet)
+    files = bar(list_files(inputs), "reading", disable=quiet)
     for number, file in enumerate(files):
         yield from ((number, text) for text in read_documents(file, field))

@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from lit_llada.data.chat import ChatTemplate, Encoded
-from lit_llada.data.chunks import console, described, write_items
+from lit_llada.data.chunks import bar, described, write_items
 from lit_llada.data.making import item_type
 from lit_llada.data.records import Long, encode, shorten
 from lit_llada.data.tokenizer import Tokenizer
@@ -59,7 +58,7 @@ def write_records(folder: Path, shards: list[str], encoder: Encoder, workers: in
     templates: Counter[str] = Counter()
     lengths: list[list[int]] = []
     encoded = in_order(shards, encoder.shard, workers)
-    progress = track(encoded, f"tokenizing {folder.name}", len(shards), console=console, transient=True)
+    progress = bar(encoded, f"tokenizing {folder.name}", len(shards))
 
     def kept(shards: Iterable[list[tuple[dict[str, Any], list[Encoded] | None, bool]]]) -> Iterator[list[Tensor]]:
         for item, record, shortened in (entry for shard in shards for entry in shard):

@@ -6,10 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.progress import track
-
 from lit_llada.data.chat import Message
-from lit_llada.data.chunks import console
+from lit_llada.data.chunks import bar
 from lit_llada.data.making import held_out_below
 from lit_llada.data.reading import read_rows
 from lit_llada.data.records import Kind, conversations, form_of, prompt_of
@@ -46,7 +44,7 @@ def file_rows(kind: Kind, sources: list[dict[str, Any]], quiet: bool = False) ->
     Raises:
         UserError: begins with the file and the row.
     """
-    files = track(sources, "reading", console=console, transient=True, disable=quiet)
+    files = bar(sources, "reading", disable=quiet)
     for number, source in enumerate(files):
         form = None
         for row_number, row in read_rows(Path(source["name"])):

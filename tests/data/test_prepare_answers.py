@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,14 @@ def test_auto_takes_the_folders_own_template_and_prepared_data_are_such_a_folder
     text = prepare_text([file], str(tmp_path / "text"), field="prompt", tokenizer=str(checkpoint))
     third = prepare_chat([file], str(tmp_path / "third"), tokenizer=str(text))  # which has no template
     assert manifest(third)["chat_template"]["name"] == "chat template 'plain'"
+
+
+def test_a_mistake_leaves_no_bar_that_moves(tmp_path: Path) -> None:
+    rows = [*ROWS, {"prompt": "of a reader that stops in the middle", "answer": ""}]
+    with pytest.raises(UserError) as kept:  # what is kept holds the frames, and the bar with them
+        prepare_chat([write(tmp_path / "a.jsonl", rows)], str(tmp_path / "out"))
+    assert kept.traceback
+    assert [thread for thread in threading.enumerate() if type(thread).__module__.startswith("rich")] == []
 
 
 # ---- what Python itself asks and answers
