@@ -19,7 +19,6 @@ BIN := .venv/bin
 LLADA := $(BIN)/lit-llada
 BASE = runs/$(MODEL)/checkpoints/step=0000450.ckpt
 REPL = -c configs/recipe/sft_repl.yaml -c configs/data/repl.yaml --data.path data/demonstrations
-AGAIN = $(REPL) --model.init_from $(SFT) --model.lr 5e-4 --model.schedule.warmup_steps 20
 DRAW = --data data/repl --samples 2 --temperature 1.5 --steps 2 --batch_size 128
 PAIRS = -c configs/recipe/vrpo_repl.yaml --model.init_from $(SFT)
 ASK = --data data/repl --count threshold --bound 0.95 --batch_size 128
@@ -48,7 +47,7 @@ repl: data
 	$(LLADA) fit $(PAIRS) $(OURS) --run_dir runs/vrpo_$(SEED)
 	$(LLADA) fit $(PAIRS) $(OURS) $(NAIVE) --run_dir runs/naive_$(SEED)
 	$(LLADA) fit $(PAIRS) $(OURS) --model.beta 1e-6 --run_dir runs/chosen_$(SEED)
-	$(LLADA) fit $(AGAIN) --trainer.max_steps 1000 --seed_everything 10$(SEED) --run_dir runs/continued_$(SEED)
+	$(LLADA) fit $(REPL) --model.init_from $(SFT) --model.lr 5e-4 --model.schedule.warmup_steps 20 --trainer.max_steps 1000 --seed_everything 10$(SEED) --run_dir runs/continued_$(SEED)
 	$(LLADA) evaluate $(SFT) --compare $(call last,continued_$(SEED),1000) $(foreach run,naive chosen vrpo,$(call last,$(run)_$(SEED),300)) $(ASK) --per_template 100 --out runs/repl_$(SEED).json
 
 test: export OMP_NUM_THREADS = 1

@@ -175,9 +175,8 @@ def show(title: str, questions: Sequence[Question], answered: Sequence[Answered]
     letters = [chr(ord("A") + i) for i in range(len(answered))]
     found = numbers_of(questions, answered)
     differences = [*zip(combinations(letters, 2), found["differences"], strict=True)]
-    few = len(answered) <= WHOLE
-    columns = [pair for pair in differences if few or pair[0][0] == letters[0]]
-    below = [pair for pair in differences if pair not in columns]
+    number = len(differences) if len(answered) <= WHOLE else len(answered) - 1  # those of the first one come first
+    columns, below = differences[:number], differences[number:]
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     heads = [*(f"{x}  (95 %)" for x in letters), *(f"{b} - {a}  (95 %)" for (a, b), _ in columns)]
     table.add_column("template", no_wrap=True)
