@@ -25,7 +25,7 @@ from lit_llada.data.datamodule import DiffusionDataModule
 from lit_llada.data.packing import Batch
 from lit_llada.data.prepare import prepare_text
 from lit_llada.modules.pretraining import PretrainingModule
-from lit_llada.objectives.diffusion import bound_sum
+from lit_llada.objectives.diffusion import bound_weights
 from lit_llada.objectives.noise import mask_tokens, sample_times
 from lit_llada.training.optimizers import make_optimizer
 from lit_llada.training.trainer import Trainer
@@ -51,8 +51,8 @@ class BareLoop(L.Callback):
             t = sample_times(batch.keys, module.seed)
             noisy, masked, p = mask_tokens(batch.tokens, batch.maskable, t, batch.keys, module.mask_token, module.seed)
             rows = masked.flatten().nonzero().squeeze(1)
-            nll, _ = self.net.nll(noisy, batch.tokens, rows)
-            loss = bound_sum(nll, rows, p, LENGTH) / batch.tokens.numel()
+            total, _, _ = self.net.weighted_nll(noisy, batch.tokens, rows, bound_weights(rows, p, LENGTH))
+            loss = total / batch.tokens.numel()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
         self.optimizer.step()

@@ -16,7 +16,7 @@ from torch import Tensor
 from lit_llada.backbone.attention import AttentionMask
 from lit_llada.backbone.config import BackboneConfig
 from lit_llada.backbone.transformer import Backbone
-from lit_llada.objectives.diffusion import bound_sum
+from lit_llada.objectives.diffusion import bound_weights
 from lit_llada.objectives.noise import mask_tokens, sample_times
 from lit_llada.sampling.canvas import Specials
 from lit_llada.training.optimizers import make_optimizer
@@ -76,8 +76,9 @@ def train(steps: int, rows: int = 128, lr: float = 5e-3) -> tuple[Backbone, floa
         t = sample_times(keys, 1, sampler="stratified", strata=rows)
         noisy, masked, p_mask = mask_tokens(tokens, maskable, t, keys, MASK, 1, masking="fixed_count")
         where = masked.flatten().nonzero().squeeze(1)
-        nll, _ = net.nll(noisy, tokens, where, AttentionMask(padding=real))
-        loss = bound_sum(nll, where, p_mask, tokens.shape[1]) / maskable.sum()
+        scale = bound_weights(where, p_mask, tokens.shape[1])
+        total, _, _ = net.weighted_nll(noisy, tokens, where, scale, AttentionMask(padding=real))
+        loss = total / maskable.sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         for group in optimizer.param_groups:

@@ -20,7 +20,7 @@ from benchmarks.timing import arguments, compare, peak_memory, table, verdict
 from lit_llada.backbone.config import BackboneConfig
 from lit_llada.backbone.transformer import Backbone
 from lit_llada.data.packing import AnswerBatch
-from lit_llada.modules.answers import predict
+from lit_llada.modules.answers import locate, predict
 from lit_llada.modules.vrpo import sum_over_answers
 from lit_llada.objectives.preference import (
     Draws,
@@ -53,13 +53,22 @@ def loss_of(draws: Draws, sums: Tensor, reference: Tensor) -> Tensor:
 def our_step(net: Backbone, twin: Backbone | None, cache: Tensor, batch: AnswerBatch, draws: Draws) -> None:
     """Gradients of a step; with a twin the reference is asked, without one the cache is read."""
 
+    places = locate(batch, draws.masked)
+
     def sums_of(model: Backbone, draw: int) -> Tensor:
-        return sum_over_answers(predict(model, batch, draws.masked[draw], VOCABULARY - 1), 2 * PAIRS)
+        return sum_over_answers(predict(model, batch, places[draw], VOCABULARY - 1), 2 * PAIRS)
+
+    def weighted(draw: int, slopes: Tensor) -> Tensor:
+        loss = predict(net, batch, places[draw], VOCABULARY - 1, -slopes).loss
+        assert loss is not None  # weights were given
+        return loss
 
     if twin is not None:
         with torch.no_grad():
-            cache = torch.stack([sums_of(twin, draw) for draw in range(len(draws.masked))])
-    rest, _ = two_pass(lambda draw: (sums_of(net, draw), None), len(draws.masked), lambda s: loss_of(draws, s, cache))
+            cache = torch.stack([sums_of(twin, draw) for draw in range(len(places))])
+    rest, _ = two_pass(
+        lambda draw: (sums_of(net, draw), None), len(places), lambda s: loss_of(draws, s, cache), weighted=weighted
+    )
     rest.backward()
 
 

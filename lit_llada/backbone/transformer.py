@@ -1,4 +1,4 @@
-"""The net itself: blocks, the two ways out (logits, or nll on masked rows), and the initialisation in one place.
+"""The net itself: blocks, the ways out (logits, or nll on masked rows), and the initialisation in one place.
 
 Pre-norm residual blocks, no time input, no biases, full attention; see 2502.09992 (dense) and 2509.24389 (sparse).
 Shapes: B batch, T tokens, D width, H heads, K key/value heads, h head width, V vocabulary, R selected rows.
@@ -17,13 +17,9 @@ from torch.utils.checkpoint import checkpoint
 from lit_llada.backbone.attention import AttentionMask, AttentionPlan, Backend, attend, plan_attention
 from lit_llada.backbone.cache import KVView
 from lit_llada.backbone.config import BackboneConfig
-from lit_llada.backbone.layers import RMSNorm, SwiGLU, rotary_table, rotate, widen
+from lit_llada.backbone.head import chunked_nll, weighted_nll
+from lit_llada.backbone.layers import RMSNorm, SwiGLU, rotary_table, rotate
 from lit_llada.backbone.moe import MoE
-
-# Rows of logits that exist at once in the head. Not more: within a chunk the bfloat16 kernel adds up each token's
-# gradient in bfloat16; one that is every second target loses 0.3 % of it at 256 rows, 2 % at 512, 16 % at 2,048.
-CHUNK_ROWS = 256
-CHUNKED_VOCABULARY = 2048  # below it the plain head is faster
 
 
 class Attention(nn.Module):
@@ -100,6 +96,7 @@ class Backbone(nn.Module):
         self.config = config
         self.attention: Backend = attention
         self.checkpointing = False  # recompute every block in the backward pass
+        self.fused = False  # compile the head's softmax
         self.embed = nn.Embedding(config.vocabulary, config.d_model)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
@@ -139,8 +136,23 @@ class Backbone(nn.Module):
             nats ``[R]`` (float32 or wider), and the router's logits ``[sparse layers, B*T, E]`` of a sparse net.
         """
         x, router = self.hidden(noisy, mask, rows)
-        weight, bias = self._head()
-        return chunked_nll(self.norm(x), weight, bias, targets.flatten()[rows]), router
+        return chunked_nll(self.norm(x), *self._head(), targets.flatten()[rows], self.fused), router
+
+    def weighted_nll(
+        self, noisy: Tensor, targets: Tensor, rows: Tensor, scale: Tensor, mask: AttentionMask | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """``sum over rows of scale * nll``: cheaper than :meth:`nll` where the weights are known beforehand.
+
+        Args:
+            noisy, targets, rows, mask: see :meth:`nll`.
+            scale: ``[R]``; it gets no gradient.
+
+        Returns:
+            a scalar, the nats ``[R]`` without a graph, and the router's logits of a sparse net.
+        """
+        x, router = self.hidden(noisy, mask, rows)
+        loss, nll = weighted_nll(self.norm(x), *self._head(), targets.flatten()[rows], scale, self.fused)
+        return loss, nll, router
 
     def hidden(
         self, tokens: Tensor, mask: AttentionMask | None = None, rows: Tensor | None = None, cache: KVView | None = None
@@ -212,25 +224,6 @@ class Backbone(nn.Module):
         if name.endswith(("attn.out.weight", "down.weight", "mlp.down")):
             fan_in *= 2 * (int(name.split(".")[1]) + 1)
         return 1 / math.sqrt(fan_in)
-
-
-def chunked_nll(x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
-    """Cross-entropy of ``x @ weight.T + bias`` against ``targets``, nats ``[R]``, in float32 or wider.
-
-    With gradients and a vocabulary worth it, the chunked kernel: the logits of all rows never exist at once. Its
-    defaults are slow on a CPU (5x and more in bfloat16), so chunk and accumulation are set here. In bfloat16 it rounds
-    each row's nats to bfloat16 (one part in 512, to neither side); the other paths do not.
-    """
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    if torch.is_grad_enabled() and len(weight) >= CHUNKED_VOCABULARY:
-        options = nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK_ROWS, acc_policy="accurate")
-        return widen(F.linear_cross_entropy(x, weight, targets, linear_bias=bias, reduction="none", options=options))
-    # Without gradients the logits of a part are gone before the next part's come.
-    rows = len(x) if torch.is_grad_enabled() else CHUNK_ROWS
-    parts = zip(x.split(max(rows, 1)), targets.split(max(rows, 1)), strict=True)
-    return torch.cat([F.cross_entropy(widen(F.linear(a, weight, bias)), y, reduction="none") for a, y in parts])
 
 
 def _select(x: Tensor, rows: Tensor | None) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from lit_llada.backbone.attention import AttentionMask
 from lit_llada.data.packing import Batch
 from lit_llada.modules.base import DiffusionModule, StepOutput
-from lit_llada.objectives.diffusion import bound_sum
+from lit_llada.objectives.diffusion import bound_weights
 from lit_llada.objectives.noise import Masking, TimeSampler, mask_tokens, random_length, sample_times
 
 VALIDATION_STRATA = 64  # validation times are always stratified, and the same in every validation
@@ -64,13 +64,13 @@ class PretrainingModule(DiffusionModule):
         )
         rows = masked.flatten().nonzero().squeeze(1)
         visible = AttentionMask(documents if self.document_mask else None)
-        nll, router_logits = net.nll(noisy, tokens, rows, visible)
+        loss, nll, router_logits = net.weighted_nll(noisy, tokens, rows, bound_weights(rows, p_mask, length), visible)
         row, count = rows // length, maskable.sum()
         return StepOutput(
-            loss=bound_sum(nll, rows, p_mask, length),
+            loss=loss,
             count=count,
             tokens=count,
-            nll=nll.detach(),
+            nll=nll,
             t=t[row],
             p_mask=p_mask[row],
             masked=masked,

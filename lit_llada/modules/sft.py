@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lit_llada.data.packing import AnswerBatch
 from lit_llada.errors import UserError
-from lit_llada.modules.answers import predict
+from lit_llada.modules.answers import locate, predict
 from lit_llada.modules.base import DiffusionModule, StepOutput
 from lit_llada.modules.pretraining import VALIDATION_STRATA
 from lit_llada.objectives.diffusion import Normalize, answer_weights
@@ -77,13 +77,15 @@ class SFTModule(DiffusionModule):
             masked, p_mask, t = torch.cat((masked, rest)), torch.cat((p_mask, p_rest)), torch.cat((t, 1 - t))
             batch = twice(batch)
         lengths = batch.lengths
-        found = predict(self.trained if self.training else self.denoiser, batch, masked, self.mask_token)
         weight, count = answer_weights(p_mask, masked, lengths, self.normalize)
+        net, (where,) = self.trained if self.training else self.denoiser, locate(batch, masked[None])
+        found = predict(net, batch, where, self.mask_token, weight)
+        assert found.loss is not None  # weights were given
         return StepOutput(
-            loss=(found.nll * weight.to(found.nll.dtype)[found.sample]).sum(),
+            loss=found.loss,
             count=count,
             tokens=lengths.sum(),
-            nll=found.nll.detach(),
+            nll=found.nll,
             t=t[found.sample],
             p_mask=p_mask[found.sample],
             masked=found.masked,

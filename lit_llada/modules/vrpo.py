@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from lit_llada.backbone.transformer import Backbone
 from lit_llada.data.packing import AnswerBatch
 from lit_llada.errors import UserError
-from lit_llada.modules.answers import Predicted, predict
+from lit_llada.modules.answers import Predicted, locate, predict
 from lit_llada.modules.base import DiffusionModule, StepOutput
 from lit_llada.modules.reference import SPLITS, CachedReference
 from lit_llada.objectives.coupling import draw_pairs
@@ -105,26 +105,38 @@ class VRPOModule(DiffusionModule):
         """Masks, the reference, two passes of the policy; the last draw's gradient is left to Lightning."""
         if not self._keys:  # the first micro-batch of a step
             self.zero_grad(set_to_none=True)
-        draws, reference = self.draw(batch, "train"), self._ask_reference(batch, "train")
-        count = pairs_of(batch).sum()
-        seen: list[Predicted] = []
+        draws, count = self.draw(batch, "train"), pairs_of(batch).sum()
+        places = locate(batch, draws.masked)
+        reference = self._ask_reference(batch, "train")
+        found: Predicted  # of the draw that was asked last
 
         def log_likelihood(number: int) -> tuple[Tensor, Tensor | None]:
-            found = predict(self.trained, batch, draws.masked[number], self.mask_token)
-            seen[:] = [found]
-            router = found.router_logits if torch.is_grad_enabled() else None  # of one draw among n
-            extra = None if router is None else self.router_loss(router, count / self.estimator.draws)
-            return sum_over_answers(found, len(batch.keys)), extra
+            nonlocal found
+            found = predict(self.trained, batch, places[number], self.mask_token)
+            return sum_over_answers(found, len(batch.keys)), self._router_share(found, count)
+
+        def weighted(number: int, slopes: Tensor) -> Tensor:
+            nonlocal found
+            found = predict(self.trained, batch, places[number], self.mask_token, -slopes)
+            assert found.loss is not None  # weights were given
+            extra = self._router_share(found, count)
+            return found.loss if extra is None else found.loss + extra
 
         def loss(sums: Tensor) -> Tensor:
             return self.judge(draws, sums, reference, batch)["loss"]
 
         parts = self.trainer.accumulate_grad_batches
-        rest, sums = two_pass(log_likelihood, self.estimator.draws, loss, parts)
+        rest, sums = two_pass(log_likelihood, self.estimator.draws, loss, parts, weighted)
         for name, total in self.judge(draws, sums, reference, batch).items():
             self.add_up(name, total, count if name == "loss" else None)
         self._keys.append(batch.keys)
-        return _output(rest, count, batch, seen[0])
+        return _output(rest, count, batch, found)
+
+    def _router_share(self, found: Predicted, count: Tensor) -> Tensor | None:
+        """The router losses of one draw among n; None without a graph and in a dense net."""
+        if found.router_logits is None or not torch.is_grad_enabled():
+            return None
+        return self.router_loss(found.router_logits, count / self.estimator.draws)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Nothing: Lightning would do it between training_step, which makes most of the gradient, and the rest."""
@@ -159,8 +171,8 @@ class VRPOModule(DiffusionModule):
     def _ask(self, net: Backbone, batch: AnswerBatch, draws: Draws) -> tuple[Tensor, Predicted]:
         """``[n, 2P]`` sums of log p over the masked tokens of each draw, and all that was said in the last one."""
         sums = []
-        for masked in draws.masked:
-            found = predict(net, batch, masked, self.mask_token)
+        for place in locate(batch, draws.masked):
+            found = predict(net, batch, place, self.mask_token)
             sums.append(sum_over_answers(found, len(batch.keys)))
         return torch.stack(sums), found
 

@@ -1,4 +1,4 @@
-"""What is minimised? The masked-diffusion bound on the negative log-likelihood, from per-token losses.
+"""The masked-diffusion bound on the negative log-likelihood: how much each masked token's loss weighs.
 
 Pre-training (2502.09992, Equation 3 and Algorithm 1):
 
@@ -22,21 +22,20 @@ from torch import Tensor
 Normalize = Literal["sequence", "token", "uniform"]
 
 
-def bound_sum(nll: Tensor, rows: Tensor, p_mask: Tensor, length: int) -> Tensor:
-    """``sum over masked tokens of nll / p_mask``: the loss before it is divided by the number of tokens.
+def bound_weights(rows: Tensor, p_mask: Tensor, length: int) -> Tensor:
+    """What the nll of each masked token is multiplied by, ``1 / p_mask``: their sum is the bound of all sequences.
 
-    Divide by *all* tokens that could have been masked, not by the masked ones.
+    Divide that sum by *all* tokens that could have been masked, not by the masked ones.
 
     Args:
-        nll: ``[R]`` nats of the masked tokens.
-        rows: ``[R]`` their flat positions ``b * length + i``.
+        rows: ``[R]`` flat positions ``b * length + i`` of the masked tokens.
         p_mask: ``[B]`` masking probability of each sample.
         length: T.
 
     Returns:
-        a scalar, nats.
+        ``[R]``, the dtype of ``p_mask``.
     """
-    return (nll / p_mask.to(nll.dtype)[rows // length]).sum()
+    return 1 / p_mask[rows // length]
 
 
 def answer_weights(p_mask: Tensor, masked: Tensor, lengths: Tensor, normalize: Normalize) -> tuple[Tensor, Tensor]:

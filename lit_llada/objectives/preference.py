@@ -230,6 +230,7 @@ def two_pass(
     draws: int,
     loss: Callable[[Tensor], Tensor],
     scale: float = 1.0,
+    weighted: Callable[[int, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The gradient of ``loss([n, S] sums of log p)`` with one draw's graph in memory at a time.
 
@@ -242,23 +243,26 @@ def two_pass(
         draws: n.
         loss: ``[n, S]`` -> scalar.
         scale: what the gradients that are computed in here are divided by, as the caller will divide the one returned.
+        weighted: number of the draw and ``[S]`` slopes -> ``slopes . sums + scalar``, made at less cost than by
+            ``log_likelihood``, which None takes.
 
     Returns:
         a scalar whose gradient is still to be taken, and the sums ``[n, S]`` without a graph.
     """
+
+    def surrogate(slope: Tensor, sums: Tensor, extra: Tensor | None) -> Tensor:
+        value = (slope * sums).sum()
+        return value if extra is None else value + extra
+
+    weighted = weighted or (lambda draw, slope: surrogate(slope, *log_likelihood(draw)))
     with torch.no_grad():
         sums = [log_likelihood(draw)[0] for draw in range(draws - 1)]
     last, extra = log_likelihood(draws - 1)
     with torch.enable_grad():
         every = torch.stack([*sums, last.detach()]).requires_grad_()
         (slopes,) = torch.autograd.grad(loss(every), every)
-    rest = _surrogate(slopes[-1], last, extra)
+    rest = surrogate(slopes[-1], last, extra)
     for draw in range(draws - 1):
         rest.div(scale).backward()
-        rest = _surrogate(slopes[draw], *log_likelihood(draw))
+        rest = weighted(draw, slopes[draw])
     return rest, every.detach()
-
-
-def _surrogate(slope: Tensor, sums: Tensor, extra: Tensor | None) -> Tensor:
-    value = (slope * sums).sum()
-    return value if extra is None else value + extra

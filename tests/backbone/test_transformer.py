@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_llada.backbone import transformer
 from lit_llada.backbone.attention import AttentionMask
 from lit_llada.backbone.config import BackboneConfig
 from lit_llada.backbone.layers import RMSNorm, rotary_table, rotate
-from lit_llada.backbone.transformer import Backbone, chunked_nll
+from lit_llada.backbone.transformer import Backbone
 
 KINDS: dict[str, dict[str, Any]] = {
     "dense": {},
@@ -31,7 +30,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "init": "normal",
     },
 }
-SMALL, LARGE = 50, transformer.CHUNKED_VOCABULARY
+SMALL, LARGE = 50, 2048
 
 
 def config(kind: str = "dense", vocabulary: int = SMALL, **fields: Any) -> BackboneConfig:
@@ -68,39 +67,14 @@ def test_nll_is_the_cross_entropy_of_the_logits_with_its_gradients(kind: str, vo
     nll, router = net.nll(noisy, targets, rows, mask)
     plain = F.cross_entropy(net(noisy, mask).flatten(0, 1), targets.flatten(), reduction="none")[rows]
     torch.testing.assert_close(nll, plain, atol=1e-12, rtol=1e-12)
-    ours, theirs = gradients(net, (nll * weights).sum()), gradients(net, (plain * weights).sum())
-    torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-10)
+    loss, again, _ = net.weighted_nll(noisy, targets, rows, weights, mask)
+    torch.testing.assert_close((loss, again), ((plain * weights).sum(), plain), atol=1e-12, rtol=1e-12)
+    theirs = gradients(net, (plain * weights).sum())
+    for ours in (gradients(net, (nll * weights).sum()), gradients(net, loss)):
+        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-10)
     assert (router is None) == (kind != "moe")
     with torch.no_grad():  # another path of the head
         torch.testing.assert_close(net.nll(noisy, targets, rows, mask)[0], plain, atol=1e-12, rtol=1e-12)
-
-
-@pytest.mark.parametrize("vocabulary", [SMALL, LARGE])
-@pytest.mark.parametrize("grad", [True, False])
-def test_nll_of_more_rows_than_a_chunk(vocabulary: int, grad: bool) -> None:
-    count = transformer.CHUNK_ROWS * 2 + 3
-    x, weight, bias = torch.randn(count, 4), torch.randn(vocabulary, 4), torch.randn(vocabulary)
-    targets = torch.randint(0, vocabulary, (count,))
-    with torch.set_grad_enabled(grad):
-        nll = chunked_nll(x.double(), weight.double(), bias.double(), targets)
-    expected = F.cross_entropy(F.linear(x, weight, bias).double(), targets, reduction="none")
-    torch.testing.assert_close(nll, expected, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("vocabulary", [SMALL, LARGE])
-def test_nll_under_autocast_is_float32_and_its_gradients_are_close(vocabulary: int) -> None:
-    x, weight = torch.randn(600, 32, requires_grad=True), (torch.randn(vocabulary, 32) / 6).requires_grad_()
-    targets = torch.randint(0, vocabulary, (600,))
-    expected = F.cross_entropy(x @ weight.T, targets, reduction="none")
-    wanted = torch.autograd.grad(expected.mean(), (x, weight))
-    with torch.autocast("cpu", torch.bfloat16):
-        nll = chunked_nll(x, weight, None, targets)
-    assert nll.dtype == torch.float32
-    assert ((nll - expected).abs() < 0.05 + expected / 256).all()  # the chunked kernel rounds each to bfloat16
-    assert (nll - expected).mean().abs() < 0.004  # but to neither side
-    for got, want in zip(torch.autograd.grad(nll.mean(), (x, weight)), wanted, strict=True):
-        assert got.dtype == torch.float32
-        assert (got - want).norm() < 0.01 * want.norm()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -117,7 +91,10 @@ def test_no_rows_give_no_loss_and_zero_gradients(kind: str, vocabulary: int) -> 
     none = torch.zeros(0, dtype=torch.long)
     nll, _ = net.nll(noisy, targets, none)
     assert nll.shape == (0,) and net(noisy, rows=none).shape == (0, vocabulary)
-    assert not any(grad.any() for grad in gradients(net, nll.sum()).values())
+    loss, again, _ = net.weighted_nll(noisy, targets, none, torch.zeros(0))
+    assert again.shape == (0,) and float(loss) == 0
+    for total in (nll.sum(), loss):
+        assert not any(grad.any() for grad in gradients(net, total).values())
     with torch.no_grad():
         assert net.nll(noisy, targets, none)[0].shape == (0,)
 

@@ -108,7 +108,11 @@ def test_gradient_is_that_of_the_definition(
 
 
 def one_pass(
-    log_likelihood: Callable[[int], tuple[Tensor, Any]], draws: int, loss: Callable[[Tensor], Tensor], scale: float
+    log_likelihood: Callable[[int], tuple[Tensor, Any]],
+    draws: int,
+    loss: Callable[[Tensor], Tensor],
+    scale: float,
+    weighted: Any,
 ) -> tuple[Tensor, Tensor]:
     """All draws in one graph."""
     sums, extras = zip(*(log_likelihood(draw) for draw in range(draws)), strict=True)
