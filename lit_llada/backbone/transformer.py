@@ -164,7 +164,7 @@ class Backbone(nn.Module):
         c, device = self.config, tokens.device
         weight = self.embed.weight
         dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else weight.dtype
-        plan = plan_attention(mask, c.causal, tokens.shape, dtype, device, self.attention, cache)
+        plan = plan_attention(mask, c.causal, tokens.shape, c.head_width, dtype, device, self.attention, cache)
         length = tokens.shape[1] if cache is None else cache.length
         table = rotary_table(length, c.rotary_dim, c.rope_theta, dtype, device)
         if cache is not None and cache.positions is not None:
