@@ -295,7 +295,7 @@ def test_a_full_disk_on_one_rank_is_found_inside_the_distributed_error() -> None
     line = _explained(CheckpointException("write", {1: (full, None)}), "fit")
     assert line is not None
     assert "__1_0.distcp" in line
-    assert _explained(OSError(errno.EACCES, "Permission denied")) is None
+    assert _explained(OSError(errno.EACCES, "Permission denied"), "fit") is None
 
 
 def test_what_we_did_not_foresee_keeps_its_traceback(fit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
