@@ -170,7 +170,8 @@ class Backbone(nn.Module):
         if cache is not None and cache.positions is not None:
             table = table[:, cache.positions]
         early = rows is not None and not c.is_sparse(c.n_layers - 1)  # a router's losses are over all tokens
-        x, routers = self.embed(tokens), []
+        # Norms keep their dtype where matrices are held in a narrower one, and so does the residual stream.
+        x, routers = self.embed(tokens).to(self.norm.weight.dtype), []
         for layer, block in enumerate(self.blocks):
             inputs = (x, table, plan.at(layer), rows if early and layer == c.n_layers - 1 else None)
             if self.checkpointing and torch.is_grad_enabled():

@@ -12,7 +12,7 @@ from lit_llada.backbone.transformer import Backbone
 from lit_llada.checkpoint.load import load_into
 from lit_llada.errors import UserError
 from lit_llada.modules.saving import Saving
-from lit_llada.modules.start import architecture, check_kind
+from lit_llada.modules.start import architecture, check_base, check_kind
 from lit_llada.training.lora import LoRA, add_adapters, init_adapters
 from lit_llada.training.sharding import compile_blocks, shard, weight_digest
 
@@ -32,6 +32,7 @@ class Building(Saving):
         """Take what is not set from the checkpoint and the data, or hold it against them."""
         data = getattr(self.trainer, "datamodule", None)
         check_kind(self, data)
+        check_base(self.lora, self.trainer)
         if self.init_from is not None and self.net is None:
             self._take_architecture(self.init_from, data)
         if self.backbone is None:

@@ -43,10 +43,11 @@ def built(start: Path, accumulate: int = 1, moved: float = 0.0, **options: Any) 
     module.setup("fit")
     module.configure_model()
     module.double()
-    module._twin[0].double()
+    for twin in module._twin:
+        twin.double()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for p in module.parameters():
+        for p in filter(lambda p: p.requires_grad, module.parameters()):
             p += moved * torch.randn(p.shape, dtype=p.dtype, generator=generator)
     module._start_sums()
     return module
