@@ -47,6 +47,7 @@ SPARSE = BackboneConfig(
 WIDE = BackboneConfig(vocab_size=16_384, d_model=256, n_layers=2, n_heads=4, ff_dim=512)  # 39 MB
 LORA = LoRA(rank=4, alpha=8)
 HALF = LoRA(rank=4, alpha=8, base="bfloat16")
+TWICE = Estimator(times=2)
 STEPS = 6
 ANSWER = torch.tensor([list(b"it is")])  # what all good answers say
 TOKENS = torch.randint(0, 256, (2, 24), generator=torch.Generator().manual_seed(3))
@@ -162,7 +163,7 @@ def test_a_checkpoint_of_adapters_is_exported_and_started_from(forked, chats, tm
         torch.testing.assert_close(second["first"], first["ema"], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("make", [SFTModule, partial(VRPOModule, estimator=Estimator(times=2))], ids=["sft", "vrpo"])
+@pytest.mark.parametrize("make", [SFTModule, partial(VRPOModule, estimator=TWICE)], ids=["sft", "vrpo"])
 def test_two_ranks_and_one_are_one_run(forked, chats, pairs, tmp_path, make) -> None:
     data, base = chats if make is SFTModule else pairs, start(DENSE, tmp_path / "base.ckpt")
     [one] = forked(partial(fit, make=make), 1, base, data, tmp_path / "one")
@@ -178,9 +179,7 @@ def test_two_ranks_and_one_are_one_run(forked, chats, pairs, tmp_path, make) -> 
 
 def test_the_reference_of_vrpo_has_no_adapters(forked, pairs, tmp_path) -> None:
     base = start(DENSE, tmp_path / "base.ckpt")
-    [run] = forked(
-        partial(fit, make=VRPOModule, estimator=Estimator(times=2), steps=1, sft_weight=0.0), 1, base, pairs, tmp_path
-    )
+    [run] = forked(partial(fit, make=VRPOModule, estimator=TWICE, steps=1, sft_weight=0.0), 1, base, pairs, tmp_path)
     assert run["losses"][1] == pytest.approx(0.693147, rel=1e-5), "at step 0 policy and reference are one"
     assert set(run["digests"]) == {weight_digest(load_net(base))}
 
@@ -294,16 +293,16 @@ def half(*args: Any, **options: Any) -> dict[str, Any]:
 
 def test_fifty_steps_on_a_base_in_bfloat16(forked, chats, tmp_path) -> None:
     base = start(DENSE, tmp_path / "base.ckpt")
-    runs = [
-        forked(partial(half, lora=lora, steps=50), 1, base, chats, tmp_path / lora.base)[0] for lora in (LORA, HALF)
-    ]
+    ask = {"steps": 50, "lr": 5e-3}  # four times as much, and the two runs part: so would any other rounding
+    runs = [forked(partial(half, lora=lora, **ask), 1, base, chats, tmp_path / lora.base)[0] for lora in (LORA, HALF)]
     full, mine = ([*run["losses"].values()] for run in runs)
-    assert len(full) == 50 and full[-1] < 0.5 * full[0]
+    assert len(full) == 50 and min(run["learnt"] for run in runs) > 1
     assert mine == pytest.approx(full, rel=0.01) and mine != full
 
 
-@pytest.mark.parametrize("make", [SFTModule, partial(VRPOModule, estimator=Estimator(times=2))], ids=["sft", "vrpo"])
-@pytest.mark.parametrize("strategy", ["auto", "ddp", "fsdp2"])
+@pytest.mark.parametrize(
+    ("strategy", "make"), [("auto", SFTModule), *((s, partial(VRPOModule, estimator=TWICE)) for s in ("ddp", "fsdp2"))]
+)
 def test_a_base_in_bfloat16_stays_and_resumes(forked, chats, pairs, tmp_path, strategy, make) -> None:
     world, base = 1 if strategy == "auto" else 2, start(DENSE, tmp_path / "base.ckpt")
     data = chats if make is SFTModule else pairs
@@ -318,7 +317,8 @@ def test_a_base_in_bfloat16_stays_and_resumes(forked, chats, pairs, tmp_path, st
         net = load_checkpoint(checkpoints(whole / "checkpoints")[-1], ema=ema).net
         assert {p.dtype for p in net.parameters()} == {torch.float32}, "the adapters would be rounded away"
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            torch.testing.assert_close(net(TOKENS).float(), torch.from_numpy(run[kind]), rtol=0.05, atol=0.05)
+            mine, its = net(TOKENS).float(), torch.from_numpy(run[kind])
+        assert float((mine - its).norm()) < 0.02 * float(its.norm()), "more than rounding: the adapters' part"
 
 
 def test_adapters_on_a_base_in_bfloat16_are_merged_in_float32(forked, chats, tmp_path) -> None:
