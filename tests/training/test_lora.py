@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,6 @@ import pytest
 import torch
 from lightning.pytorch.strategies import FSDPStrategy
 
-from benchmarks.timing import peak_memory
 from lit_llada.backbone.config import BackboneConfig
 from lit_llada.backbone.transformer import Backbone
 from lit_llada.callbacks.checkpoint import StepCheckpoint, checkpoints
@@ -204,12 +204,16 @@ def test_vrpo_steps_as_with_a_second_net(pairs, tmp_path, config, moved) -> None
     assert float(module._sums["kl_proxy"].abs()) > 0, "policy and reference are one"
 
 
-def memory_of_building(module: DiffusionModule) -> int:
+@pytest.fixture
+def memory_of_building(monkeypatch: pytest.MonkeyPatch) -> Callable[[DiffusionModule], int]:
     """Bytes at the worst moment. The profiler also counts the mapped file of the start, which takes none."""
-    return peak_memory(module.configure_model) - Path(module.init_from).stat().st_size
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])  # the benchmarks are not installed
+    from benchmarks.timing import peak_memory
+
+    return lambda module: peak_memory(module.configure_model) - Path(module.init_from).stat().st_size
 
 
-def test_vrpo_with_adapters_has_one_net_in_memory(tmp_path) -> None:
+def test_vrpo_with_adapters_has_one_net_in_memory(tmp_path, memory_of_building) -> None:
     base, held = start(WIDE, tmp_path / "base.ckpt"), {}
     for name, lora in {"plain": None, "lora": LORA}.items():
         module = VRPOModule(init_from=base, mask_id=257, lora=lora)
@@ -261,7 +265,7 @@ def built_on(base: str, lora: LoRA) -> Backbone:
     return net
 
 
-def test_a_base_in_bfloat16_takes_half_the_memory(tmp_path) -> None:
+def test_a_base_in_bfloat16_takes_half_the_memory(tmp_path, memory_of_building) -> None:
     base, held = start(WIDE, tmp_path / "base.ckpt"), {}
     for kind in ("float32", "bfloat16"):
         module = SFTModule(init_from=base, mask_id=257, lora=LoRA(rank=1, base=kind))
