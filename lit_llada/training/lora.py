@@ -62,6 +62,9 @@ def add_adapters(net: nn.Module, lora: LoRA) -> None:
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=layers)  # type: ignore[arg-type]
     with net.embed.weight.device:  # type: ignore[union-attr]
         inject_adapter_in_model(config, net)
+    for layer in _adapted(net):
+        # Autocast does it. peft would also widen what is bfloat16 already, only for autocast to round it again.
+        layer.cast_input_dtype_enabled = False
     if lora.base == "bfloat16":
         _round_base(net)
 
@@ -85,14 +88,13 @@ def adapters_off(net: nn.Module) -> Iterator[None]:
     and compiled blocks look at. Its flag alone is private, but it is all that the layer's forward reads, and without
     gradients nothing else is needed. A compiled block is compiled once for each of its two values.
     """
-    layers: list[Any] = [module for module in net.modules() if hasattr(module, "_disable_adapters")]
-    for layer in layers:
+    for layer in _adapted(net):
         layer._disable_adapters = True
     try:
         with torch.no_grad():
             yield
     finally:
-        for layer in layers:
+        for layer in _adapted(net):
             layer._disable_adapters = False
 
 
@@ -115,6 +117,11 @@ def init_adapters(net: nn.Module, seed: int | None = None) -> None:
             if isinstance(parameter, DTensor):
                 whole = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
             parameter.copy_(whole)
+
+
+def _adapted(net: nn.Module) -> list[Any]:
+    """peft's layers."""
+    return [module for module in net.modules() if hasattr(module, "_disable_adapters")]
 
 
 def _layers(net: nn.Module, targets: list[str] | None) -> list[str]:
