@@ -101,7 +101,7 @@ def test_ddp_fsdp2_and_accumulation_give_one_curve(
     assert max(step["train/grad_norm"] for step in one) > 1, "clipping was never on"
     for strategy in ("ddp", "fsdp2"):
         for mine, its in zip([*diary(folders[strategy]), ends[strategy]], [*one, ends["auto"]], strict=True):
-            # Adam soon magnifies what rounding does to a gradient. Scores and gains are small differences of large sums.
+            # Adam magnifies what rounding does to a gradient. Scores and gains are small differences of large sums.
             scale = max((abs(value) for name, value in its.items() if name.endswith("elbo")), default=0)
             for name, value in its.items():
                 small = name.endswith(("gain", "score", "kl_proxy", "variance"))
