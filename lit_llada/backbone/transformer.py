@@ -97,6 +97,7 @@ class Backbone(nn.Module):
         self.attention: Backend = attention
         self.checkpointing = False  # recompute every block in the backward pass
         self.fused = False  # compile the head's softmax
+        self.residual: torch.dtype | None = None  # of the residual stream; None for that of the norms
         self.embed = nn.Embedding(config.vocabulary, config.d_model)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
@@ -171,7 +172,7 @@ class Backbone(nn.Module):
             table = table[:, cache.positions]
         early = rows is not None and not c.is_sparse(c.n_layers - 1)  # a router's losses are over all tokens
         # Norms keep their dtype where matrices are held in a narrower one, and so does the residual stream.
-        x, routers = self.embed(tokens).to(self.norm.weight.dtype), []
+        x, routers = self.embed(tokens).to(self.residual or self.norm.weight.dtype), []
         for layer, block in enumerate(self.blocks):
             inputs = (x, table, plan.at(layer), rows if early and layer == c.n_layers - 1 else None)
             if self.checkpointing and torch.is_grad_enabled():

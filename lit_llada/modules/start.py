@@ -77,6 +77,19 @@ def check_base(lora: LoRA | None, trainer: L.Trainer) -> None:
         )
 
 
+def check_residual(residual: str, trainer: L.Trainer) -> None:
+    """Refuse a bfloat16 residual stream where the blocks work in float32.
+
+    Raises:
+        UserError: with what to set instead.
+    """
+    if residual == "bfloat16" and not str(trainer.precision).startswith("bf16"):
+        raise UserError(
+            f"model.residual bfloat16 needs trainer.precision bf16-mixed, and it is {trainer.precision}: set that, or"
+            " model.residual to float32"
+        )
+
+
 def check_vocabulary(source: Source, tokenizer: Tokenizer) -> None:
     """Refuse data in another vocabulary than the checkpoint's.
 

@@ -14,16 +14,20 @@ from lit_llada.checkpoint.adapters import without_adapters
 
 
 def compile_blocks(net: nn.Module) -> None:
-    """Compile every block on its own, in place: names of parameters stay, and equal blocks share one compilation."""
+    """Compile every block on its own and the head's softmax, in place: names of parameters stay.
+
+    Equal blocks share one compilation.
+    """
     for block in net.blocks:  # type: ignore[union-attr]
         block.compile()
+    net.fused = True  # type: ignore[assignment]
 
 
 def shard(net: nn.Module, mesh: DeviceMesh, mixed: bool) -> None:
     """FSDP2 over a one-dimensional mesh: every block gathers its own weights, the root gathers embedding and head.
 
     Args:
-        net: with ``blocks`` and the extra entry point ``nll``.
+        net: with ``blocks`` and the extra entry points ``nll`` and ``weighted_nll``.
         mesh: the data-parallel mesh.
         mixed: gather block weights in bfloat16 and reduce their gradients in float32. Embedding, last norm and head
             stay float32, and so does the residual stream, as under autocast on one device.
@@ -32,7 +36,8 @@ def shard(net: nn.Module, mesh: DeviceMesh, mixed: bool) -> None:
     for block in net.blocks:  # type: ignore[union-attr]
         fully_shard(block, mesh=mesh, mp_policy=policy or MixedPrecisionPolicy())
     fully_shard(net, mesh=mesh)
-    register_fsdp_forward_method(net, "nll")
+    for entry in ("nll", "weighted_nll"):
+        register_fsdp_forward_method(net, entry)
 
 
 def weight_digest(net: nn.Module) -> str:

@@ -19,6 +19,7 @@ from lit_llada.modules.vrpo import VRPOModule
 from lit_llada.objectives.preference import ESTIMATORS, Estimator
 from tests.modules.conftest import Curve, data_of, module_of, trainer_of
 
+CPU = SimpleNamespace(root_device=torch.device("cpu"))
 ESTIMATED = {
     "vrpo": Estimator(4),
     "naive": ESTIMATORS["naive"],
@@ -37,7 +38,12 @@ def built(start: Path, accumulate: int = 1, moved: float = 0.0, **options: Any) 
     """A module in float64 in the middle of a run, its policy a little away from its reference."""
     module = VRPOModule(init_from=str(start), **options)
     trainer = SimpleNamespace(
-        accumulate_grad_batches=accumulate, world_size=1, ckpt_path=None, predicting=False, datamodule=None
+        accumulate_grad_batches=accumulate,
+        world_size=1,
+        ckpt_path=None,
+        predicting=False,
+        datamodule=None,
+        strategy=CPU,
     )
     module._trainer = trainer  # type: ignore[assignment]
     module.setup("fit")
