@@ -143,7 +143,7 @@ class DiffusionModule(Building):
             group["weight_decay"] = self.weight_decay if group["weight_decay"] else 0.0
             if "betas" in group:
                 group["betas"] = tuple(self.betas)
-        stop = torch.tensor([float(self.stop_requested)], dtype=torch.float64, device=self.device)
+        stop = torch.full((1,), float(self.stop_requested), dtype=torch.float64, device=self.device)
         sums = torch.stack([*self._sums.values()])
         totals = self.trainer.strategy.reduce(torch.cat((sums, stop)), reduce_op="sum")
         self._totals = dict(zip([*self._sums, "stop"], totals, strict=True))
@@ -151,7 +151,7 @@ class DiffusionModule(Building):
         parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
         grads = local_gradients(self.parameters())
         torch._foreach_mul_(grads, (parts / self._totals["count"]).to(grads[0].dtype))
-        self.log("lr", lr)
+        self.log("lr", torch.full((), lr, device=self.device))  # of a number Lightning makes a copy that is waited for
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
