@@ -6,7 +6,7 @@ On a CPU the graphs that the compiler cuts out are counted and run as they are; 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -38,13 +38,13 @@ class Counting:
 
 
 @pytest.fixture
-def counting(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Counting:
+def counting(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counting]:
     torch._dynamo.reset()
     backend = Counting(device)
     monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend=backend))
     # More would be refused, and then nothing is compiled any more: an error here, a line in the log of a run.
-    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
-    return backend
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        yield backend
 
 
 def compare(compiled: Backbone, plain: Backbone, rows: int, length: int, train: bool) -> None:
@@ -76,6 +76,7 @@ def test_a_run_of_all_sizes_compiles_few_times(
     assert counting.graphs - 1 <= MOST_RECOMPILATIONS
 
 
+@pytest.mark.slow
 def test_documents_of_all_sizes_compile_once(device: torch.device, counting: Counting) -> None:
     compiled, plain = (net_of("moe", torch.bfloat16, device) for _ in range(2))
     compile_blocks(compiled)
@@ -87,6 +88,7 @@ def test_documents_of_all_sizes_compile_once(device: torch.device, counting: Cou
     assert counting.graphs == 1
 
 
+@pytest.mark.slow
 def test_float32_experts_run_between_compiled_parts(device: torch.device, counting: Counting) -> None:
     compiled, plain = (net_of("moe", torch.float32, device) for _ in range(2))
     compile_blocks(compiled)
@@ -95,6 +97,7 @@ def test_float32_experts_run_between_compiled_parts(device: torch.device, counti
     assert counting.graphs >= 3  # before, between and behind the two products of a block
 
 
+@pytest.mark.slow
 def test_checkpointing_and_compilation_go_together(device: torch.device, counting: Counting) -> None:
     compiled, plain = (net_of("dense", torch.float32, device) for _ in range(2))
     compile_blocks(compiled)
