@@ -3,6 +3,7 @@
 #   make demo        pretrain, fine-tune, optimise preferences, compare        MODEL=moe_demo for the sparse one
 #   make repl        after the demo: is VRPO worth its compute? One seed          SEED=1
 #   make test        what has to pass: style, types, layers, tests
+#   make test-oldest the tests again, with the oldest torch and lightning that pyproject.toml allows
 #   make bench       the benchmarks, ratios side by side
 #   make notebooks   run the notebooks from top to bottom
 #
@@ -13,7 +14,7 @@ MODEL ?= demo
 SEED ?= 1
 BIN := .venv/bin
 
-.PHONY: data demo repl test bench notebooks clean
+.PHONY: data demo repl test test-oldest bench notebooks clean
 .NOTPARALLEL:
 
 LLADA := $(BIN)/lit-llada
@@ -58,19 +59,31 @@ test: .venv/installed-dev
 	$(BIN)/lint-imports
 	$(BIN)/pytest -n 2
 
+test-oldest: export OMP_NUM_THREADS = 1
+test-oldest: .venv-oldest/installed
+	.venv-oldest/bin/pytest -n 2
+
 bench: .venv/installed-core
 	@for file in $$(grep -l __main__ benchmarks/*.py); do \
 		echo "== $$file"; $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit 1; done
 
+# Limits of their own, in seconds: of a cell, and of a notebook instead of pyproject's for a test.
 notebooks: export OMP_NUM_THREADS = 1
 notebooks: .venv/installed-notebooks
-	$(BIN)/pytest --nbmake --nbmake-timeout=1800 notebooks
+	$(BIN)/pytest --nbmake --nbmake-timeout=1800 -o faulthandler_timeout=3600 notebooks
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .venv-oldest build dist *.egg-info
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
+
+# "torch>=2.11" in pyproject.toml becomes the constraint torch==2.11, and so do the others that name their oldest.
+.venv-oldest/installed: pyproject.toml
+	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	sed -nE 's/^    "([a-z]+)(\[[a-z]+\])?>=([0-9.]+)".*/\1==\3/p' pyproject.toml > .venv-oldest/constraints.txt
+	.venv-oldest/bin/python -m pip install --quiet -c .venv-oldest/constraints.txt -e '.[dev]'
+	@touch $@
 
 .venv/installed-core: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet -e .

@@ -1,6 +1,7 @@
 """What does the sampler save: exactly, by committing several tokens at once, and at what price with a cache?
 
-1. The same tokens as the published loop at LLaDA's vocabulary, in how much less time (random weights).
+1. The same tokens as the published loop at LLaDA's vocabulary, in how much less time (random weights): one prompt, and
+   four of different lengths.
 2. Exact match against forwards of every rule that commits in parallel, on a task that the net learns here.
 3. The same with the keys and values of the rest of the canvas kept from earlier steps.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,12 +22,13 @@ from lit_llada.backbone.attention import AttentionMask
 from lit_llada.backbone.config import BackboneConfig
 from lit_llada.backbone.transformer import Backbone
 from lit_llada.sampling.cache import Cached, agreement
-from lit_llada.sampling.canvas import Specials
+from lit_llada.sampling.canvas import Specials, lay_out
 from lit_llada.sampling.generate import generate
 from lit_llada.sampling.plan import Plan
 
-VOCABULARY, PROMPT, BLOCK = 126_464, 64, 32
-SPEED_BAR, FORWARDS_BAR, POINTS, LEARNT = 2.5, 2.0, 1.0, 0.8
+VOCABULARY, BLOCK = 126_464, 32
+PROMPT, RAGGED = (64,), (64, 48, 32, 16)
+SPEED_BAR, RAGGED_BAR, FORWARDS_BAR, POINTS, LEARNT = 1.75, 2.5, 2.0, 1.0, 0.8
 
 # Ways to commit, all in blocks of 8 with the end at a block's EOS. The bar is for the first one, the advice for small
 # nets that was fixed before this net was seen; the others show what another bound gives and takes.
@@ -74,19 +76,32 @@ class Watched:
 
 
 @torch.no_grad()
-def published_loop(net: Watched, canvas: Tensor, mask_id: int, block: int) -> Iterator[Tensor]:
+def published_loop(
+    net: Watched, canvas: Tensor, mask_id: int, block: int, real: Tensor | None = None, double: bool = False
+) -> Iterator[Tensor]:
     """LLaDA's sampler as published, at temperature 0 and one token a step: the canvas before the first, after each.
 
-    The whole canvas meets the vocabulary, the softmax over all of it is in float64, and the choice goes row by row.
+    The whole canvas meets the vocabulary, the softmax is over all of it, and the choice goes row by row. With
+    ``double`` the softmax is in float64, as it was until June 2025; since then it is in the dtype of the logits, which
+    in bfloat16 makes ties and thus may choose other positions.
+
+    Args:
+        net: gives the logits.
+        canvas: ``[B, L]`` int64; every row's masks are the same columns, the last ones.
+        mask_id: the mask.
+        block: positions a block.
+        real: ``[B, L]`` bool, False where a shorter prompt is padded at its left.
+        double: see above.
     """
-    canvas = canvas.clone()
+    canvas, mask = canvas.clone(), None if real is None else AttentionMask(padding=real)
     begin = int((canvas[0] == mask_id).nonzero()[0])
     yield canvas.clone()
     for end in range(begin + block, canvas.shape[1] + 1, block):
         for _ in range(block):
-            masked, logits = canvas == mask_id, net(canvas)
+            masked, logits = canvas == mask_id, net(canvas, mask)
             guess = logits.argmax(-1)
-            chance = logits.double().softmax(-1).gather(-1, guess[..., None]).squeeze(-1)
+            p = (logits.double() if double else logits).softmax(-1)
+            chance = p.gather(-1, guess[..., None]).squeeze(-1)
             chance[:, end:] = -torch.inf
             chance = torch.where(masked, chance, -torch.inf)
             for row in range(len(canvas)):
@@ -95,40 +110,60 @@ def published_loop(net: Watched, canvas: Tensor, mask_id: int, block: int) -> It
             yield canvas.clone()
 
 
-def exact_mode(blocks: int) -> None:
-    """Both loops on one net and one prompt, in turns step by step; with a cache too, whose tokens are others."""
-    config = BackboneConfig(vocab_size=VOCABULARY, d_model=512, n_layers=8, n_heads=8, ff_dim=1536, init="normal")
-    config.init_std = 0.05  # large enough that an untrained net does not say the same everywhere
-    net, mask_id, plan = Backbone(config).eval(), VOCABULARY - 1, Plan(block_length=BLOCK)
-    canvas = torch.cat((torch.randint(mask_id, (1, PROMPT)), torch.full((1, blocks * BLOCK), mask_id)), dim=1)
-    ours, plain, cached = Watched(net), Watched(net), Cached(net, "dual")
+def exact_mode(net: Backbone, lengths: Sequence[int], new: int, bar: float) -> None:
+    """Both loops on one net and the same prompts, in turns step by step; with a cache too, whose tokens are others."""
+    mask_id, plan = VOCABULARY - 1, Plan(block_length=BLOCK)
+    specials = Specials(mask_id)
+    prompts = [torch.randint(mask_id, (length,)).tolist() for length in lengths]
+    canvas, real = lay_out(prompts, new, specials)
+    answers = canvas == mask_id
+    left, left_real = pad_left(prompts, new, mask_id)
+    ours, today = Watched(net), Watched(net)
     sides: list[Iterator[Any]] = [
-        generate(ours, canvas, Specials(mask_id), plan),
-        published_loop(plain, canvas, mask_id, BLOCK),
-        generate(cached, canvas, Specials(mask_id), plan),
+        generate(ours, canvas, specials, plan, real=real),
+        published_loop(today, left, mask_id, BLOCK, left_real),
+        published_loop(Watched(net), left, mask_id, BLOCK, left_real, double=True),
+        generate(Cached(net, "dual"), canvas, specials, plan, real=real),
     ]
     for side in sides:
         next(side)  # nothing is computed for the canvas as it was given
     times: list[tuple[float, ...]] = []
     same = True
-    for _ in range(blocks * BLOCK):
-        (state, expected, _), seconds = in_turns(sides, backwards=len(times) % 2 == 1)
-        times.append((*seconds, *(part for net in (ours, plain) for part in (net.blocks, net.head))))
-        same = same and torch.equal(state.canvas, expected)
-    our, their, _, *parts = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
+    for _ in range(new):
+        (state, *expected, _), seconds = in_turns(sides, backwards=len(times) % 2 == 1)
+        times.append((*seconds, *(part for net in (ours, today) for part in (net.blocks, net.head))))
+        same = same and all(torch.equal(state.canvas[answers], theirs[:, -new:].flatten()) for theirs in expected)
+    our, their, double, _, *parts = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
     rows = [
         [name, f"{step:.0f}", f"{body:.0f}", f"{head:.0f}", f"{step - body - head:.0f}", f"{head / step:.0%}"]
         for name, step, body, head in (("published loop", their, *parts[2:]), ("this sampler", our, *parts[:2]))
     ]
-    title = f"Milliseconds a step: V {VOCABULARY:,}, d 512, 8 layers, {PROMPT} + {blocks * BLOCK} positions"
+    title = f"Milliseconds a step: V {VOCABULARY:,}, d 512, 8 layers, prompts of {', '.join(map(str, lengths))} + {new}"
     table(title, ["", "step", "blocks", "head", "the rest", "head's share"], rows)
-    exact = summarise([(t[0], t[1]) for t in times[1:]])  # the first step warms up
-    close = summarise([(t[2], t[0]) for t in times[1:]])
+    exact, older, close = (  # the first step warms up
+        summarise([(t[fast], t[slow]) for t in times[1:]]) for fast, slow in ((0, 1), (0, 2), (3, 0))
+    )
     print(
-        f"same tokens after every step: {'yes' if same else 'NO'} ({expected[0, PROMPT:].unique().numel()} different)\n"
-        f"{exact.ratio:.2f} times as fast, {exact.low:.2f}-{exact.high:.2f}, {verdict(exact.ratio, SPEED_BAR)}\n"
+        f"same tokens after every step: {'yes' if same else 'NO'} ({len(state.canvas[answers].unique())} different)\n"
+        f"{exact.ratio:.2f} times as fast, {exact.low:.2f}-{exact.high:.2f}, {verdict(exact.ratio, bar)}\n"
+        f"the loop with a float64 softmax: {double:.0f} ms, {older.ratio:.2f} times, {older.low:.2f}-{older.high:.2f}\n"
         f"dual cache, other tokens: another {close.ratio:.2f} times, {close.low:.2f}-{close.high:.2f}\n"
     )
+
+
+def pad_left(prompts: Sequence[list[int]], new: int, mask_id: int) -> tuple[Tensor, Tensor | None]:
+    """Canvas and ``real`` as the published loop wants them; None for ``real`` where nothing is padded."""
+    width = max(map(len, prompts))
+    canvas = torch.tensor([[0] * (width - len(p)) + p + [mask_id] * new for p in prompts])
+    real = torch.arange(width + new) >= torch.tensor([[width - len(p)] for p in prompts])
+    return canvas, None if real.all() else real
+
+
+def random_net() -> Backbone:
+    """A small net of LLaDA's vocabulary; its weights are large enough not to say the same everywhere."""
+    config = BackboneConfig(vocab_size=VOCABULARY, d_model=512, n_layers=8, n_heads=8, ff_dim=1536, init="normal")
+    config.init_std = 0.05
+    return Backbone(config).eval()
 
 
 def in_turns(sides: list[Iterator[Any]], backwards: bool) -> tuple[list[Any], list[float]]:
@@ -220,7 +255,9 @@ def caches(net: Backbone, rows: int) -> None:
 
 def main() -> None:
     args = arguments(__doc__)
-    exact_mode(1 if args.quick else 2)
+    untrained = random_net()
+    exact_mode(untrained, PROMPT, BLOCK if args.quick else 2 * BLOCK, SPEED_BAR)
+    exact_mode(untrained, RAGGED, BLOCK, RAGGED_BAR)
     begin = time.perf_counter()
     net, loss = train(60 if args.quick else 700)
     print(f"trained in {time.perf_counter() - begin:.0f} s to {loss:.3f} nats a token")

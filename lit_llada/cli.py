@@ -88,7 +88,7 @@ def run(command: Callable[[list[str]], int | None], words: list[str]) -> int:
             return 130
         raise
     except Exception as error:
-        line = _explained(error)
+        line = _explained(error, command.__name__)
         if line is None:
             raise
         return _fail(line)
@@ -158,15 +158,19 @@ def _fail(line: str) -> int:
     return 2
 
 
-def _explained(error: Exception) -> str | None:
+def _explained(error: Exception, verb: str) -> str | None:
     """One line for an unexpected exception that a user can mend; None for all others."""
+    from lit_llada.cli_memory import SMALLER, asked_for
     from lit_llada.cli_parser import causes
 
     if type(error).__name__ == "MisconfigurationException":  # Lightning's word for a wrong option
         return str(error)
     if isinstance(error, OSError) and error.filename and error.strerror and error.errno != errno.ENOSPC:
         return f"{error.filename}: {error.strerror}"
+    smaller = getattr(error, "smaller", SMALLER.get(verb))  # left by cli_training
     for cause in causes(error):
+        if smaller and (wanted := asked_for(cause)):
+            return f"out of memory: {wanted} asked for; it is less with {', '.join(smaller[:-1])} or {smaller[-1]}"
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             where = f" while writing {cause.filename}" if cause.filename else ""
             good = getattr(error, "last_good", None)  # left by cli_training

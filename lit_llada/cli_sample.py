@@ -216,7 +216,10 @@ def _template(options: dict[str, Any], checkpoint: Checkpoint) -> ChatTemplate:
 def pick_device(name: str) -> str:
     import torch
 
+    from lit_llada.backbone.devices import require_driver
+
     if name == "auto":
+        require_driver("--device cpu")
         found = torch.accelerator.current_accelerator(check_available=True)
         return "cpu" if found is None else found.type
     try:

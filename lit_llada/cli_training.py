@@ -10,6 +10,8 @@ import inspect
 import logging
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from lit_llada.callbacks.provenance import Provenance
 from lit_llada.callbacks.router import RouterLoad
 from lit_llada.callbacks.sampling import SampleLogger
 from lit_llada.callbacks.throughput import Throughput
+from lit_llada.cli_memory import smaller
 from lit_llada.cli_parser import Parser, causes
 from lit_llada.cli_runs import changes, default_run_dir, find_checkpoint, report
 from lit_llada.data.answer_datamodule import AnswerDataModule
@@ -187,19 +190,16 @@ def fit(words: list[str]) -> int:
     if cli.trainer.is_global_zero:
         _announce(cli, checkpoint)
     began = time.monotonic()
-    try:
+    with _remarks(cli):
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
-    except Exception as error:
-        whole = checkpoints(Path(cli.run_dir) / "checkpoints")
-        error.last_good = whole[-1] if whole else None  # type: ignore[attr-defined]
-        raise
     if cli.model.stop_requested:
         if cli.trainer.is_global_zero:
             print(f"stopped at step {cli.trainer.global_step} by SIGTERM; the same command goes on from there")
         return 143
     if checkpoint is not None and not cli.trainer.callback_metrics:
         print(f"nothing left to train: trainer.max_steps is {cli.trainer.max_steps}")
-        cli.trainer.validate(cli.model, cli.datamodule, verbose=False)
+        with _remarks(cli):
+            cli.trainer.validate(cli.model, cli.datamodule, verbose=False)
     if cli.trainer.is_global_zero:
         report(cli.trainer, cli.model, cli.run_dir, time.monotonic() - began)
     return 0
@@ -208,14 +208,16 @@ def fit(words: list[str]) -> int:
 def validate(words: list[str]) -> int:
     """Validate the run's newest checkpoint, or the one given."""
     cli = TrainingCLI("validate", words)
-    cli.trainer.validate(cli.model, cli.datamodule, ckpt_path=cli.checkpoint(), weights_only=True)
+    with _remarks(cli):
+        cli.trainer.validate(cli.model, cli.datamodule, ckpt_path=cli.checkpoint(), weights_only=True)
     return 0
 
 
 def test(words: list[str]) -> int:
     """Like validate, over the test loader."""
     cli = TrainingCLI("test", words)
-    cli.trainer.test(cli.model, cli.datamodule, ckpt_path=cli.checkpoint(), weights_only=True)
+    with _remarks(cli):
+        cli.trainer.test(cli.model, cli.datamodule, ckpt_path=cli.checkpoint(), weights_only=True)
     return 0
 
 
@@ -230,10 +232,23 @@ def reference(words: list[str]) -> int:
         raise UserError(f"reference is for VRPO, and model is {type(cli.model).__name__}: give the overlays of its run")
     out = cli.config.out or cli.model.reference or f"{cli.run_dir}/reference.safetensors"
     cli.trainer.callbacks.append(ReferenceWriter(out))  # type: ignore[attr-defined]
-    cli.trainer.predict(cli.model, datamodule=cli.datamodule, return_predictions=False)
+    with _remarks(cli):
+        cli.trainer.predict(cli.model, datamodule=cli.datamodule, return_predictions=False)
     if cli.trainer.is_global_zero:
         print(f"{out}: train on it with --model.reference {out}")
     return 0
+
+
+@contextmanager
+def _remarks(cli: TrainingCLI) -> Iterator[None]:
+    """Leave on an exception what the line about it will say: the last whole checkpoint, and what needs less memory."""
+    try:
+        yield
+    except Exception as error:
+        whole = checkpoints(Path(cli.run_dir) / "checkpoints")
+        error.last_good = whole[-1] if whole else None  # type: ignore[attr-defined]
+        error.smaller = smaller(cli.verb, cli.model, cli.datamodule, cli.trainer)  # type: ignore[attr-defined]
+        raise
 
 
 def _announce(cli: TrainingCLI, checkpoint: Path | None) -> None:

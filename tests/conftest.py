@@ -24,6 +24,7 @@ settings.register_profile("fixed", deadline=None, derandomize=True, database=Non
 settings.load_profile("fixed")
 
 Forked = Callable[..., list[Any]]
+PATIENCE = 300  # seconds until forked ranks count as hanging; a busy machine may take a while
 
 
 @pytest.fixture(autouse=True)
@@ -85,15 +86,18 @@ def forked() -> Forked:
     return run_forked
 
 
-def run_forked(fn: Callable[..., Any], world: int, *args: Any, timeout: float = 180) -> list[Any]:
-    context = torch.multiprocessing.get_context("fork")
-    queue, port, results = context.Queue(), _free_port(), {}
-    processes = [context.Process(target=_rank, args=(r, world, port, fn, args, queue)) for r in range(world)]
-    for process in processes:
-        process.start()
+@pytest.fixture
+def killed() -> Callable[..., None]:
+    """``killed(fn, world, *args)``: the same for ranks that end themselves by SIGKILL, every one of them."""
+    return run_killed
+
+
+def run_forked(fn: Callable[..., Any], world: int, *args: Any) -> list[Any]:
+    processes, queue = start_ranks(fn, world, args)
+    results = {}
     try:
         for _ in processes:
-            rank, ok, value = queue.get(timeout=timeout)
+            rank, ok, value = queue.get(timeout=PATIENCE)
             assert ok, f"rank {rank} failed:\n{value}"
             results[rank] = value
     finally:
@@ -101,6 +105,26 @@ def run_forked(fn: Callable[..., Any], world: int, *args: Any, timeout: float = 
             process.join(10)
             process.kill()
     return [results[rank] for rank in range(world)]
+
+
+def run_killed(fn: Callable[..., Any], world: int, *args: Any) -> None:
+    processes, _ = start_ranks(fn, world, args)
+    for process in processes:
+        process.join(PATIENCE)
+    ends = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    assert ends == [-signal.SIGKILL] * world
+
+
+def start_ranks(fn: Callable[..., Any], world: int, args: tuple[Any, ...]) -> tuple[list[Any], Any]:
+    """The running processes, and the queue that their results come from."""
+    context = torch.multiprocessing.get_context("fork")
+    queue, port = context.Queue(), _free_port()
+    processes = [context.Process(target=_rank, args=(r, world, port, fn, args, queue)) for r in range(world)]
+    for process in processes:
+        process.start()
+    return processes, queue
 
 
 def _rank(rank: int, world: int, port: int, fn: Callable[..., Any], args: tuple[Any, ...], queue: Any) -> None:

@@ -9,16 +9,23 @@ import resource
 import signal
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 
-from lit_llada.cli import main
+from lit_llada.cli import VERBS, main, run
+from lit_llada.cli_memory import SMALLER, smaller
 from lit_llada.cli_parser import reason
 from lit_llada.cli_runs import changes, default_run_dir, find_checkpoint
 from lit_llada.errors import UserError
+from lit_llada.modules.pretraining import PretrainingModule
+from lit_llada.training.lora import LoRA
+from lit_llada.training.strategies import FSDP2Strategy
 
 TINY = {
     "model": {
@@ -161,6 +168,102 @@ def test_an_average_that_was_not_kept_is_named(fit: Run) -> None:
     )
 
 
+GPU_FULL = (
+    "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.15 GiB of which 12.50 MiB is"
+    " free. Including non-PyTorch memory, this process has 79.13 GiB memory in use."
+)
+
+
+def fill_the_gpu() -> None:
+    raise torch.OutOfMemoryError(GPU_FULL)
+
+
+@pytest.mark.parametrize(
+    ("allocate", "wanted"),
+    [
+        (fill_the_gpu, "20.00 MiB more on GPU 0 of 79.15 GiB asked for"),
+        (lambda: torch.empty(1 << 48), "1048576.0 GiB more asked for"),  # what this machine really says
+    ],
+)
+def test_memory_that_runs_out_in_a_step_is_one_line_with_three_remedies(
+    fit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allocate: Callable[[], object], wanted: str
+) -> None:
+    step = PretrainingModule.training_step
+
+    def hungry(module: PretrainingModule, *args: Any) -> Any:
+        if module.global_step == 3:
+            allocate()
+        return step(module, *args)
+
+    quiet = ["--sampling.enabled=false", "--noise_curve.enabled=false", "--run_dir", "runs/big"]
+    with monkeypatch.context() as patched:
+        patched.setattr(PretrainingModule, "training_step", hungry)
+        status, _, err = fit(*quiet)
+    assert status == 2
+    remedies = "data.batch_size 1 with trainer.accumulate_grad_batches 2, model.checkpointing true or data.length 16"
+    assert error_line(err).endswith(f"out of memory: {wanted}; it is less with {remedies}")
+    assert [path.name for path in (tmp_path / "runs" / "big" / "checkpoints").iterdir()] == ["step=0000002.ckpt"]
+    status, out, _ = fit(*quiet, "--data.batch_size", "1", "--trainer.accumulate_grad_batches", "2")
+    assert status == 0
+    assert "going on from" in out
+
+
+def test_memory_that_runs_out_in_validation(fit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PretrainingModule, "validation_step", lambda *_: fill_the_gpu())
+    status, _, err = fit("--ckpt_path", "none", verb="validate")
+    assert status == 2
+    assert "with data.batch_size 1, data.length 16 or trainer.strategy FSDP2Strategy on more" in error_line(err)
+
+
+@pytest.mark.parametrize("verb", SMALLER)
+def test_memory_that_runs_out_in_sampling(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def command(words: list[str]) -> int:
+        raise torch.OutOfMemoryError(GPU_FULL)
+
+    command.__name__ = verb
+    assert VERBS[verb][0].endswith(f":{verb}")  # the name by which the remedies are found
+    assert run(command, []) == 2
+    assert " or ".join(SMALLER[verb][-2:]) in error_line(capsys.readouterr().err)
+
+
+def test_an_error_that_is_not_about_memory_keeps_its_traceback(fit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("The size of tensor a (3) must match the size of tensor b (4)")
+
+    monkeypatch.setattr(PretrainingModule, "training_step", broken)
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        fit()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {},
+            ["data.batch_size 4 with trainer.accumulate_grad_batches 4", "model.checkpointing true", "data.length 64"],
+        ),
+        (
+            {"batch_size": 1, "checkpointing": True, "init_from": "x.ckpt"},
+            ["model.lora.rank 8", "data.length 64", "trainer.strategy FSDP2Strategy on more devices"],
+        ),
+        (
+            {
+                "batch_size": 1,
+                "checkpointing": True,
+                "init_from": "x.ckpt",
+                "lora": LoRA(),
+                "strategy": FSDP2Strategy(),
+            },
+            ["data.length 64", "more devices", "trainer.precision bf16-true"],
+        ),
+    ],
+)
+def test_remedies_are_those_that_are_left(changes: dict[str, Any], expected: list[str]) -> None:
+    have = {"accumulate_grad_batches": 2, "strategy": None, "precision": "32-true", "batch_size": 8, "length": 128}
+    run = types.SimpleNamespace(**have | {"checkpointing": False, "init_from": None, "lora": None} | changes)
+    assert smaller("fit", run, run, run) == expected
+
+
 def test_a_full_disk_names_the_checkpoint_that_is_still_good_and_the_run_goes_on(fit: Run, tmp_path: Path) -> None:
     quiet = ["--sampling.enabled=false", "--noise_curve.enabled=false", "--run_dir", "runs/full"]
     fit("--trainer.max_steps", "2", *quiet)
@@ -189,10 +292,10 @@ def test_a_full_disk_on_one_rank_is_found_inside_the_distributed_error() -> None
     from lit_llada.cli import _explained
 
     full = OSError(errno.ENOSPC, "No space left on device", "__1_0.distcp")
-    line = _explained(CheckpointException("write", {1: (full, None)}))
+    line = _explained(CheckpointException("write", {1: (full, None)}), "fit")
     assert line is not None
     assert "__1_0.distcp" in line
-    assert _explained(OSError(errno.EACCES, "Permission denied")) is None
+    assert _explained(OSError(errno.EACCES, "Permission denied"), "fit") is None
 
 
 def test_what_we_did_not_foresee_keeps_its_traceback(fit: Run, monkeypatch: pytest.MonkeyPatch) -> None:

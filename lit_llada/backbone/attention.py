@@ -1,4 +1,12 @@
-"""Which positions see which, and how is that computed? One mask description, four backends of one function.
+"""Attention: one description of who sees whom, and five backends that compute the same function of it.
+
+============ ================================================ ==========================================
+eager        the definition, written out                      anywhere; the fastest on a CPU when short
+sdpa         torch's fused function, masks as ``[B, T, T]``   anywhere
+flash        FlashAttention-3 or -2, documents packed         GPU, half precision, package flash-attn
+varlen       torch's own FlashAttention, documents packed     GPU, half precision
+flex         a compiled kernel for the mask at hand           GPU (on a CPU for tests only)
+============ ================================================ ==========================================
 
 Shapes: B batch, T tokens, H query heads, K key/value heads, h width of a head.
 """
@@ -15,9 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_llada.backbone.cache import KVView
+from lit_llada.backbone.packed import flash_layout, lacks, packed_kernel
 from lit_llada.errors import UserError
 
-Backend = Literal["auto", "sdpa", "eager", "flash", "flex"]
+Backend = Literal["auto", "sdpa", "eager", "flash", "varlen", "flex"]
 
 # Below this length softmax(QK')V written out beats the fused CPU kernel (2.8x in bfloat16 at 256 tokens).
 EAGER_LENGTH = 512
@@ -29,10 +38,13 @@ class AttentionMask(NamedTuple):
     Args:
         documents: ``[B, T]`` integers; positions see each other when their numbers are equal. A document is contiguous.
         padding: ``[B, T]`` booleans, True for real tokens; the others are seen by nobody.
+        layout: what :func:`flash_layout` makes of both, for a mask that several forwards use. None makes it in each
+            forward whose backend is flash or varlen, and each then waits for the device.
     """
 
     documents: Tensor | None = None
     padding: Tensor | None = None
+    layout: tuple[Tensor | None, Tensor] | None = None
 
 
 class AttentionPlan(NamedTuple):
@@ -41,8 +53,9 @@ class AttentionPlan(NamedTuple):
     backend: str
     causal: bool
     allowed: Tensor | None = None  # sdpa, eager: [B or 1, 1, T, T], True where the query (row) sees the key (column)
-    real: Tensor | None = None  # flash: flat positions b*T + i of the real tokens
-    cu_seqlens: Tensor | None = None  # flash: int32 offsets of the documents among them, from 0 to their number
+    kernel: Callable[..., Tensor] | None = None  # flash, varlen, flex: found once, so that a compiled block need not
+    real: Tensor | None = None  # flash, varlen: flat positions b*T + i of the real tokens; None where all are
+    cu_seqlens: Tensor | None = None  # flash, varlen: int32 offsets of the documents among them, from 0 to their number
     block_mask: Any = None  # flex
     cache: KVView | None = None  # keys and values of whole rows, of which these tokens may be a part
 
@@ -55,6 +68,7 @@ def plan_attention(
     mask: AttentionMask | None,
     causal: bool,
     shape: torch.Size,
+    width: int,
     dtype: torch.dtype,
     device: torch.device,
     backend: Backend,
@@ -66,31 +80,37 @@ def plan_attention(
         mask: who sees whom; None for everybody.
         causal: only the past is seen (the autoregressive baseline).
         shape: ``(B, T)``.
+        width: h.
         dtype: what queries and keys will be computed in.
         device: where.
-        backend: ``auto`` picks by device, dtype and length.
+        backend: ``auto`` picks by device, dtype, width and length. ``varlen`` without documents and padding is
+            ``sdpa``, which then has the same kernel.
         cache: where keys and values of whole rows are kept; ``mask`` is about these.
 
     Raises:
-        UserError: ``flash`` without the package, without a GPU or in another dtype than float16 / bfloat16; a cache
-            where not everything that is real is seen.
+        UserError: ``flash`` or ``varlen`` where it cannot run; a cache where not everything that is real is seen.
     """
-    documents, padding = mask or AttentionMask()
+    documents, padding, layout = mask or AttentionMask()
     if cache is not None:
         if causal or documents is not None:
             raise UserError("attention with a key/value cache is full attention; leave out causal and documents")
         if cache.positions is not None:
             return _plan_part(padding, cache, device, backend)
-        return plan_attention(mask, causal, shape, dtype, device, backend)._replace(cache=cache)
+        return plan_attention(mask, causal, shape, width, dtype, device, backend)._replace(cache=cache)
     if backend == "auto":
-        backend = _choose(shape[1], dtype, device)
-    if backend == "flash":
-        _require_flash(dtype, device)
-        if documents is None and padding is None:
-            return AttentionPlan(backend, causal)
-        return AttentionPlan(backend, causal, None, *flash_layout(documents, padding))
+        backend = _choose(shape[1], width, dtype, device)
+    elif backend in ("flash", "varlen") and (lacking := lacks(backend, width, dtype, device)):
+        raise UserError(f"attention backend {backend!r} needs {lacking}; set attention: auto")
+    masked = documents is not None or padding is not None
+    if backend == "varlen" and not masked:
+        backend = "sdpa"
+    if backend in ("flash", "varlen"):
+        real, cu_seqlens = (layout or flash_layout(documents, padding)) if masked else (None, None)
+        kernel = packed_kernel(backend, device)
+        return AttentionPlan(backend, causal, kernel=kernel, real=real, cu_seqlens=cu_seqlens)
     if backend == "flex":
-        return AttentionPlan(backend, causal, block_mask=_flex_block_mask(documents, padding, causal, shape, device))
+        block_mask = _flex_block_mask(documents, padding, causal, shape, device)
+        return AttentionPlan(backend, causal, kernel=_flex_kernel(device.type), block_mask=block_mask)
     return AttentionPlan(backend, causal, allowed=dense_mask(documents, padding, causal, shape[1], device))
 
 
@@ -108,12 +128,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
     """
     if plan.cache is not None:
         k, v = plan.cache.update(k, v)
-    if plan.backend == "flash":
-        return _flash(q, k, v, plan)
+    if plan.backend in ("flash", "varlen"):
+        return _packed(q, k, v, plan)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     gqa = q.shape[1] != k.shape[1]
     if plan.backend == "flex":
-        out = _flex_kernel(q.device.type)(q, k, v, block_mask=plan.block_mask, enable_gqa=gqa)
+        assert plan.kernel is not None
+        out = plan.kernel(q, k, v, block_mask=plan.block_mask, enable_gqa=gqa)
     elif plan.backend == "sdpa":
         causal = plan.causal and plan.allowed is None
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=plan.allowed, is_causal=causal, enable_gqa=gqa)
@@ -138,25 +159,6 @@ def dense_mask(
     return allowed[:, None]
 
 
-def flash_layout(documents: Tensor | None, padding: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The variable-length layout: positions of the real tokens, and where each document begins among them.
-
-    Returns:
-        ``index`` (int64 ``[N]``, flat positions ``b*T + i``) and ``cu_seqlens`` (int32, from 0 to N).
-    """
-    given = documents if documents is not None else padding
-    assert given is not None
-    documents = torch.zeros_like(given, dtype=torch.long) if documents is None else documents
-    real = torch.ones_like(given, dtype=torch.bool) if padding is None else padding
-    index = real.flatten().nonzero().squeeze(1)
-    row = index // given.shape[1]
-    document = documents.flatten()[index]
-    begins = (row.diff() != 0) | (document.diff() != 0)
-    starts = begins.nonzero().squeeze(1) + 1
-    edge = starts.new_tensor([0]), starts.new_tensor([len(index)])
-    return index, torch.cat((edge[0], starts, edge[1])).int()
-
-
 def _plan_part(padding: Tensor | None, cache: KVView, device: torch.device, backend: Backend) -> AttentionPlan:
     """A part of each row against all of its keys; eager or sdpa, whatever the backend."""
     if backend not in ("sdpa", "eager"):
@@ -164,10 +166,11 @@ def _plan_part(padding: Tensor | None, cache: KVView, device: torch.device, back
     return AttentionPlan(backend, False, None if padding is None else padding[:, None, None, :], cache=cache)
 
 
-def _choose(length: int, dtype: torch.dtype, device: torch.device) -> Literal["flash", "eager", "sdpa"]:
-    if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16) and _flash_functions() is not None:
-        return "flash"
-    return "eager" if device.type == "cpu" and length <= EAGER_LENGTH else "sdpa"
+def _choose(length: int, width: int, dtype: torch.dtype, device: torch.device) -> Backend:
+    if device.type == "cpu":
+        return "eager" if length <= EAGER_LENGTH else "sdpa"
+    packed: tuple[Backend, ...] = ("flash", "varlen")
+    return next((backend for backend in packed if not lacks(backend, width, dtype, device)), "sdpa")
 
 
 def _eager(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
@@ -184,34 +187,18 @@ def _eager(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
     return scores.softmax(-1).to(v.dtype) @ v
 
 
-def _flash(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
-    functions = _flash_functions()
-    assert functions is not None
-    dense, varlen = functions
-    if plan.real is None:
-        return dense(q, k, v, causal=plan.causal)
-    packed = (x.flatten(0, 1)[plan.real] for x in (q, k, v))
+def _packed(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
+    """The documents of all rows one behind the other, padding left out, in one call of the kernel."""
+    assert plan.kernel is not None
     length = q.shape[1]  # an upper bound of the longest document: the exact one would cost a wait for the device
-    out = varlen(*packed, plan.cu_seqlens, plan.cu_seqlens, length, length, causal=plan.causal)
+    if plan.cu_seqlens is None:
+        return plan.kernel(q, k, v, None, length, plan.causal)
+    parts = [x.flatten(0, 1) for x in (q, k, v)]
+    if plan.real is None:
+        return plan.kernel(*parts, plan.cu_seqlens, length, plan.causal).view_as(q)
+    parts = [x.index_select(0, plan.real) for x in parts]
+    out = plan.kernel(*parts, plan.cu_seqlens, length, plan.causal)
     return torch.zeros_like(q).flatten(0, 1).index_copy(0, plan.real, out).view_as(q)
-
-
-@functools.cache
-def _flash_functions() -> tuple[Callable[..., Tensor], Callable[..., Tensor]] | None:
-    try:  # a half-installed package has a spec but does not import, so try it
-        from flash_attn import flash_attn_func, flash_attn_varlen_func
-    except ImportError:
-        return None
-    return flash_attn_func, flash_attn_varlen_func
-
-
-def _require_flash(dtype: torch.dtype, device: torch.device) -> None:
-    if _flash_functions() is None:
-        raise UserError("attention backend 'flash' needs the flash-attn package; install it or set attention: auto")
-    if device.type != "cuda":
-        raise UserError(f"attention backend 'flash' needs a GPU, and this run is on {device.type}; set attention: auto")
-    if dtype not in (torch.float16, torch.bfloat16):
-        raise UserError(f"attention backend 'flash' needs float16 or bfloat16, not {dtype}; set precision: bf16-mixed")
 
 
 def _flex_block_mask(

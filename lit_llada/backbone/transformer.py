@@ -97,6 +97,7 @@ class Backbone(nn.Module):
         self.attention: Backend = attention
         self.checkpointing = False  # recompute every block in the backward pass
         self.fused = False  # compile the head's softmax
+        self.residual: torch.dtype | None = None  # of the residual stream; None for that of the norms
         self.embed = nn.Embedding(config.vocabulary, config.d_model)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
@@ -164,13 +165,14 @@ class Backbone(nn.Module):
         c, device = self.config, tokens.device
         weight = self.embed.weight
         dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else weight.dtype
-        plan = plan_attention(mask, c.causal, tokens.shape, dtype, device, self.attention, cache)
+        plan = plan_attention(mask, c.causal, tokens.shape, c.head_width, dtype, device, self.attention, cache)
         length = tokens.shape[1] if cache is None else cache.length
         table = rotary_table(length, c.rotary_dim, c.rope_theta, dtype, device)
         if cache is not None and cache.positions is not None:
             table = table[:, cache.positions]
         early = rows is not None and not c.is_sparse(c.n_layers - 1)  # a router's losses are over all tokens
-        x, routers = self.embed(tokens), []
+        # Norms keep their dtype where matrices are held in a narrower one, and so does the residual stream.
+        x, routers = self.embed(tokens).to(self.residual or self.norm.weight.dtype), []
         for layer, block in enumerate(self.blocks):
             inputs = (x, table, plan.at(layer), rows if early and layer == c.n_layers - 1 else None)
             if self.checkpointing and torch.is_grad_enabled():

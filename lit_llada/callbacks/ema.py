@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import compress
 from typing import Any
 
 import lightning as L
@@ -41,7 +42,10 @@ class EMA(L.Callback):
         """Start from the net, unless a checkpoint has brought an average."""
         self._step = trainer.global_step
         target, source = tensors(pl_module.ema), tensors(pl_module.net)
-        if any(t.dtype in (torch.bfloat16, torch.float16) for t in target):
+        # What is frozen under adapters is its own average. Buffers may move.
+        trained = [p.requires_grad for p in pl_module.net.parameters()]
+        self._moving = trained + [True] * (len(target) - len(trained))
+        if any(t.dtype in (torch.bfloat16, torch.float16) for t in compress(target, self._moving)):
             raise UserError("EMA: weights are kept in half precision, which cannot hold an average; use bf16-mixed")
         if self.updates == 0:
             self._move(target, source, 1.0)
@@ -51,7 +55,8 @@ class EMA(L.Callback):
             return  # a micro-batch: the weights have not moved
         self._step = trainer.global_step
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
-        self._move(tensors(pl_module.ema), tensors(pl_module.net), 1 - decay)
+        target, source = (list(compress(tensors(net), self._moving)) for net in (pl_module.ema, pl_module.net))
+        self._move(target, source, 1 - decay)
         self.updates += 1
 
     @staticmethod

@@ -33,18 +33,24 @@ class Throughput(L.Callback):
         every_n_steps: optimizer steps between two figures.
         peak_flops: the device's peak in FLOP/s; None takes the dense bfloat16 peak of a known GPU, and elsewhere
             measures a matrix product in the working precision for a tenth of a second when training starts.
+        _clock: seconds since some moment; for tests. No option in YAML: jsonargparse leaves out names with ``_``.
     """
 
-    def __init__(self, every_n_steps: int = 20, peak_flops: float | None = None) -> None:
-        self.every_n_steps, self.peak_flops = every_n_steps, peak_flops
+    def __init__(
+        self,
+        every_n_steps: int = 20,
+        peak_flops: float | None = None,
+        _clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.every_n_steps, self.peak_flops, self._clock = every_n_steps, peak_flops, _clock
         self.latest: dict[str, float] = {}
         self._pauses: list[float] = []  # when each of the pauses that are open began
-        self._saving = 0.0
+        self._saving: float | None = None  # when the write of a checkpoint began
         self._peak = 0.0
         self._restart(0)
 
     def _restart(self, step: int) -> None:
-        self._step, self._began, self._off, self._waited = step, time.perf_counter(), 0.0, 0.0
+        self._step, self._began, self._off, self._waited = step, self._clock(), 0.0, 0.0
         self._tokens, self._length = 0, 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -72,7 +78,7 @@ class Throughput(L.Callback):
         device = trainer.strategy.root_device
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        seconds = time.perf_counter() - self._began - self._off
+        seconds = self._clock() - self._began - self._off
         rate = self._tokens / seconds
         self.latest = {
             "perf/tokens_per_second": rate * trainer.world_size,
@@ -88,7 +94,7 @@ class Throughput(L.Callback):
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Whatever happens inside takes no time on this clock."""
-        self._pauses.append(time.perf_counter())
+        self._pauses.append(self._clock())
         try:
             yield
         finally:
@@ -97,22 +103,22 @@ class Throughput(L.Callback):
     def _resume(self) -> None:
         began = self._pauses.pop()
         if not self._pauses:  # the outermost one has all the time of those inside it
-            self._off += time.perf_counter() - max(began, self._began)
+            self._off += self._clock() - max(began, self._began)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self._pauses.append(time.perf_counter())
+        self._pauses.append(self._clock())
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._resume()
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        if not self._saving:  # there is no hook when it has been written: the next batch ends the pause
-            self._saving = time.perf_counter()
+        if self._saving is None:  # there is no hook when it has been written: the next batch ends the pause
+            self._saving = self._clock()
 
     def _saved(self) -> None:
-        if self._saving:
-            self._off += time.perf_counter() - max(self._saving, self._began)
-            self._saving = 0.0
+        if self._saving is not None:
+            self._off += self._clock() - max(self._saving, self._began)
+            self._saving = None
 
     def _time_fetches(self, loop: Any, before: Callable[[], None], after: Callable[[], None]) -> None:
         began = 0.0
@@ -121,10 +127,10 @@ class Throughput(L.Callback):
             nonlocal began
             self._saved()
             before()
-            began = time.perf_counter()
+            began = self._clock()
 
         def stop() -> None:
-            self._waited += time.perf_counter() - began
+            self._waited += self._clock() - began
             after()
 
         loop._on_before_fetch, loop._on_after_fetch = start, stop
@@ -155,16 +161,21 @@ def known_peak(device: torch.device) -> float | None:
 
 
 @torch.no_grad()
-def measure_peak(device: torch.device, dtype: torch.dtype | None = None, seconds: float = 0.1) -> float:
-    """FLOP/s of a square matrix product, the best of those that fit in ``seconds``."""
+def measure_peak(
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    seconds: float = 0.1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """FLOP/s of a square matrix product, the best of those that start within ``seconds`` on ``clock``."""
     side = 512 if device.type == "cpu" else 4096
     a = torch.ones(side, side, device=device, dtype=dtype)  # no random numbers: the run's own must not move
-    best, end = 0.0, time.perf_counter() + seconds
+    best, end = 0.0, clock() + seconds
     a @ a  # the first one also loads the library
-    while best == 0.0 or time.perf_counter() < end:
-        began = time.perf_counter()
+    while best == 0.0 or clock() < end:
+        began = clock()
         a @ a
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        best = max(best, 2 * side**3 / (time.perf_counter() - began))
+        best = max(best, 2 * side**3 / (clock() - began))
     return best

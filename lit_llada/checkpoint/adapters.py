@@ -31,6 +31,8 @@ def without_adapters(named: Iterable[tuple[str, T]]) -> Iterator[tuple[str, T]]:
 def merged(state: Mapping[str, Tensor], name: str, scale: float) -> Tensor:
     """A tensor of the plain net, out of a state dict with adapters: ``W + scale * B A`` where there is one.
 
+    It has the adapter's dtype, which is as wide as W's or wider.
+
     Args:
         state: state dict, with adapters or without.
         name: of the tensor in the plain net.
@@ -46,4 +48,4 @@ def merged(state: Mapping[str, Tensor], name: str, scale: float) -> Tensor:
     if kind != "weight":
         return state[beneath]
     down, up = state[f"{layer}{DOWN}default.weight"], state[f"{layer}{UP}default.weight"]
-    return torch.addmm(state[beneath], up, down, alpha=scale)
+    return torch.addmm(state[beneath].to(up.dtype), up, down, alpha=scale)

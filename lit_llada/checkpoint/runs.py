@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import reduce
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def open_run(path: Path, ema: bool | None = None, mask_id: int | None = None) ->
     if files is None:
         files = next((read_files(folder, TOKENIZER_FILES) for folder in _tokenizer_folders(path, card)), {})
         digest = next((data["tokenizer"]["digest"] for data in card.get("data", []) if data.get("tokenizer")), None)
-    dtype = next(t.dtype for name, t in state.items() if name.startswith(prefix))
+    dtype = reduce(torch.promote_types, (t.dtype for name, t in state.items() if name.startswith(prefix)))
     mask_id = saved["mask_id"] if mask_id is None else mask_id
     return Source(path, BackboneConfig(**saved["backbone"]), dtype, write, files, mask_id, digest, card)
 

@@ -31,7 +31,8 @@ class AnswerDataModule(PreparedDataModule):
         bucketing: Put conversations of like length together (in training), so that little is padding. With
             ``eos: batch`` that also takes away the long runs of EOS by which a model learns to end early: leave it off.
         val_rows: Validate on this many records, spread evenly over the validation split (default: all).
-        num_workers: Reading processes; the batches are the same.
+        num_workers: Reading processes; the batches are the same. Default: 2 where a GPU is to be fed, so that it never
+            waits; else 0.
         seed: Of the order of the records, and of the choice of turns; None for the run's (``seed_everything``).
         shuffle_window: Shuffle the chunks, then records inside windows of so many chunks; 0: all at once.
             Default: 0 for local folders, 8 for remote ones.
@@ -53,7 +54,7 @@ class AnswerDataModule(PreparedDataModule):
         turns: Turns = "one",
         bucketing: bool = False,
         val_rows: int | None = None,
-        num_workers: int = 0,
+        num_workers: int | None = None,
         seed: int | None = None,
         shuffle_window: int | None = None,
         cache_dir: str | None = None,

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lit_llada.backbone.packed import flash_layout
 from lit_llada.data.order import AnyOrder, draw
 from lit_llada.data.packing import AnswerBatch, best_fit
 from lit_llada.data.streaming import Batches, RecordRows
@@ -94,7 +95,8 @@ def lay_out(
         if real is None or real[i]:
             inside = np.append(samples[i].answers, np.arange(len(ids), sizes[i]))
             answers[i, : counts[i]] = row * width + begin + inside
-    return AnswerBatch(*map(torch.from_numpy, (tokens, documents, answers, keys, rows)))
+    made = AnswerBatch(*map(torch.from_numpy, (tokens, documents, answers, keys, rows)))
+    return made._replace(cu_seqlens=flash_layout(made.documents)[1])
 
 
 class AnswerBatches(Batches):

@@ -20,7 +20,8 @@ class DiffusionDataModule(PreparedDataModule):
         length: Tokens in a row.
         batch_size: Rows in a batch of one rank.
         val_rows: Validate on this many rows, spread evenly over the validation split (default: all).
-        num_workers: Reading processes. 0 is the fastest for local folders; the batches are the same.
+        num_workers: Reading processes; the batches are the same. Default: 2 where a GPU is to be fed, so that it never
+            waits; else 0, the fastest for local folders.
         seed: Of the order of the rows; None for the run's (``seed_everything``).
         shuffle_window: Shuffle the chunks, then rows inside windows of so many chunks; 0: all rows at once.
             Default: 0 for local folders, 8 for remote ones, so that a row does not cost a download.
@@ -37,7 +38,7 @@ class DiffusionDataModule(PreparedDataModule):
         length: int = 256,
         batch_size: int = 16,
         val_rows: int | None = None,
-        num_workers: int = 0,
+        num_workers: int | None = None,
         seed: int | None = None,
         shuffle_window: int | None = None,
         cache_dir: str | None = None,

@@ -58,7 +58,8 @@ def predict(net: Backbone, batch: AnswerBatch, masked: Masked, mask_id: int, wei
     """
     positions, sample = masked
     noisy = batch.tokens.flatten().index_fill(0, positions, mask_id).view_as(batch.tokens)
-    visible, loss = AttentionMask(batch.documents), None
+    layout = None if batch.cu_seqlens is None else (None, batch.cu_seqlens)
+    visible, loss = AttentionMask(batch.documents, layout=layout), None
     if weight is None:
         nll, router = net.nll(noisy, batch.tokens, positions, visible)
     else:

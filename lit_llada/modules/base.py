@@ -57,7 +57,9 @@ class DiffusionModule(Building):
         z_weight: weight of the router's z-loss (sparse nets).
         attention: backend; ``auto`` picks by device, dtype and length.
         checkpointing: recompute each block in the backward pass: less memory, a third more work.
-        compile: compile each block.
+        compile: compile each block, and the softmax of the head; ``auto`` does so on a GPU.
+        residual: dtype of the residual stream under bf16-mixed. ``bfloat16`` halves the activations that are kept, and
+            rounds the sum after each block.
         nonfinite: a step whose loss or gradient is NaN or inf never touches the weights: ``stop`` the run there, with a
             checkpoint and a message, or ``skip`` the step and count it.
         seed: of the noise; None for the run's (``seed_everything``).
@@ -78,7 +80,8 @@ class DiffusionModule(Building):
         z_weight: float = 0.001,
         attention: Backend = "auto",
         checkpointing: bool = False,
-        compile: bool = False,
+        compile: bool | Literal["auto"] = "auto",
+        residual: Literal["float32", "bfloat16"] = "float32",
         nonfinite: Literal["stop", "skip"] = "stop",
         seed: int | None = None,
         mask_id: int | None = None,
@@ -93,7 +96,8 @@ class DiffusionModule(Building):
         self.lr, self.weight_decay, self.betas = lr, weight_decay, betas
         self.optimizer, self.schedule = optimizer, schedule
         self.balance_weight, self.z_weight = balance_weight, z_weight
-        self.attention, self.checkpointing, self.compile_blocks = attention, checkpointing, compile
+        self.attention, self.checkpointing = attention, checkpointing
+        self.compile_blocks, self.residual = compile, residual
         self.nonfinite, self.seed = nonfinite, seed_of_run(seed)
         self.start_digest: str | None = None  # names the weights of init_from
         self.net: Backbone | None = None
@@ -151,14 +155,15 @@ class DiffusionModule(Building):
         parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
         grads = local_gradients(self.parameters())
         torch._foreach_mul_(grads, (parts / self._totals["count"]).to(grads[0].dtype))
-        self.log("lr", torch.full((), lr, device=self.device))  # of a number Lightning makes a copy that is waited for
+        self.log("lr", torch.full((), lr, device=self.device))  # a float would be copied there, with a wait
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip by the global norm under every strategy, and keep a step that is not finite from the weights.
 
-        The one place in a step that waits for the device: without it a bad step would already be in the weights.
+        It waits for the device: without that a bad step would already be in the weights. A step waits at one other
+        place, at its start: the host must know how many tokens are masked.
         """
         if gradient_clip_algorithm == "value":
             raise UserError("trainer.gradient_clip_algorithm: value is not supported; clip by norm")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -12,7 +12,7 @@ from lit_llada.backbone.transformer import Backbone
 from lit_llada.checkpoint.load import load_into
 from lit_llada.errors import UserError
 from lit_llada.modules.saving import Saving
-from lit_llada.modules.start import architecture, check_kind
+from lit_llada.modules.start import architecture, check_base, check_kind, check_residual
 from lit_llada.training.lora import LoRA, add_adapters, init_adapters
 from lit_llada.training.sharding import compile_blocks, shard, weight_digest
 
@@ -25,13 +25,16 @@ class Building(Saving):
     ema: Backbone | None
     attention: Backend
     checkpointing: bool
-    compile_blocks: bool
+    compile_blocks: bool | Literal["auto"]
+    residual: Literal["float32", "bfloat16"]
     resumes_from: str | Path | None
 
     def setup(self, stage: str) -> None:
         """Take what is not set from the checkpoint and the data, or hold it against them."""
         data = getattr(self.trainer, "datamodule", None)
         check_kind(self, data)
+        check_base(self.lora, self.trainer)
+        check_residual(self.residual, self.trainer)
         if self.init_from is not None and self.net is None:
             self._take_architecture(self.init_from, data)
         if self.backbone is None:
@@ -95,6 +98,11 @@ class Building(Saving):
         assert self.mask_id is not None, "mask_id is known after setup"
         return self.mask_id
 
+    def _compiles(self) -> bool:
+        if self.compile_blocks != "auto":
+            return self.compile_blocks
+        return self._trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
     def _build(self, weights: str | None = None, lora: LoRA | None = None) -> Backbone:
         """A net on the meta device, parallelised, and only then real: freshly drawn, or read from a checkpoint."""
         with torch.device("meta"):
@@ -102,7 +110,8 @@ class Building(Saving):
         if lora is not None:
             add_adapters(net, lora)
         net.checkpointing = self.checkpointing
-        if self.compile_blocks:
+        net.residual = torch.bfloat16 if self.residual == "bfloat16" else None
+        if self._compiles():
             compile_blocks(net)
         mesh, device = self._device_mesh, torch.device("cpu")
         if mesh is not None:

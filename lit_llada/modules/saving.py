@@ -61,7 +61,7 @@ class Saving(L.LightningModule):
         if differ:
             raise UserError(f"the checkpoint's backbone differs in {', '.join(differ)}; use its model overlay")
         lora = asdict(self.lora) if self.lora else None
-        if saved_lora != lora:
+        if (saved_lora and {"base": "float32", **saved_lora}) != lora:  # older checkpoints do not say it
             raise UserError(f"the checkpoint's model.lora is {saved_lora} (now {lora}); leave it as it was")
 
     def _plain_hyperparameters(self) -> None:

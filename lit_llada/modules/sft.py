@@ -114,4 +114,6 @@ def twice(batch: AnswerBatch) -> AnswerBatch:
     """The same samples again below themselves."""
     tokens, documents, keys, rows = (torch.cat((x, x)) for x in (batch.tokens, batch.documents, batch.keys, batch.rows))
     again = torch.where(batch.answers >= 0, batch.answers + batch.tokens.numel(), -1)
-    return AnswerBatch(tokens, documents, torch.cat((batch.answers, again)), keys, rows)
+    edges = batch.cu_seqlens
+    edges = None if edges is None else torch.cat((edges, edges[1:] + batch.tokens.numel()))
+    return AnswerBatch(tokens, documents, torch.cat((batch.answers, again)), keys, rows, edges)

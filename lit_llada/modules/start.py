@@ -6,7 +6,9 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
+from lightning.pytorch.strategies import FSDPStrategy
 
 from lit_llada.backbone.config import BackboneConfig
 from lit_llada.checkpoint.load import open_source
@@ -14,6 +16,7 @@ from lit_llada.checkpoint.source import META, Source
 from lit_llada.checkpoint.vocabulary import read_tokenizer
 from lit_llada.data.tokenizer import Tokenizer
 from lit_llada.errors import UserError
+from lit_llada.training.lora import LoRA
 
 
 def architecture(resumed: str | Path | None, start: str, data: Any) -> tuple[BackboneConfig, int | None]:
@@ -52,6 +55,39 @@ def check_kind(module: Any, data: Any) -> None:
                 f"model {type(module).__name__} learns from {module.learns_from} data, and {folder.location} holds"
                 f" {folder.kind}: give a folder made by `lit-llada prepare {module.learns_from}`, or another recipe"
             )
+
+
+def check_base(lora: LoRA | None, trainer: L.Trainer) -> None:
+    """Refuse a bfloat16 base where inputs are not cast to bfloat16, or where weights of one dtype are asked for.
+
+    Raises:
+        UserError: with what to set instead.
+    """
+    if lora is None or lora.base != "bfloat16":
+        return
+    if trainer.precision not in ("bf16-mixed", "bf16-true"):
+        raise UserError(
+            f"model.lora.base bfloat16 cannot be multiplied under trainer.precision {trainer.precision}: set"
+            " trainer.precision to bf16-mixed, or model.lora.base to float32"
+        )
+    if isinstance(trainer.strategy, FSDPStrategy):
+        raise UserError(
+            "model.lora.base bfloat16: FSDP1 flattens weights of one dtype only; use FSDP2"
+            " (configs/cluster/fsdp2.yaml), or set model.lora.base to float32"
+        )
+
+
+def check_residual(residual: str, trainer: L.Trainer) -> None:
+    """Refuse a bfloat16 residual stream where the blocks work in float32.
+
+    Raises:
+        UserError: with what to set instead.
+    """
+    if residual == "bfloat16" and not str(trainer.precision).startswith("bf16"):
+        raise UserError(
+            f"model.residual bfloat16 needs trainer.precision bf16-mixed, and it is {trainer.precision}: set that, or"
+            " model.residual to float32"
+        )
 
 
 def check_vocabulary(source: Source, tokenizer: Tokenizer) -> None:

@@ -24,6 +24,7 @@ from lit_llada.objectives.preference import (
     score_variance,
     two_pass,
 )
+from lit_llada.training.lora import adapters_off
 
 
 class Reference(NamedTuple):
@@ -43,7 +44,8 @@ class VRPOModule(DiffusionModule):
         sft_weight: weight of the SFT loss of the chosen answers (estimated from the same masks).
         noise: ``fresh`` masks whenever a pair is met, or those of the ``record``, the same in every epoch.
         reference: file of ``lit-llada reference``: what the reference says of every pair, so that only one model is in
-            memory; implies ``noise: record``. None asks a frozen twin at every step.
+            memory; implies ``noise: record``. None asks a frozen twin at every step, or with ``lora`` the policy's own
+            net without its adapters.
         **options: of :class:`DiffusionModule`; ``init_from`` is also the reference.
 
     Raises:
@@ -74,8 +76,9 @@ class VRPOModule(DiffusionModule):
 
     def configure_model(self) -> None:
         super().configure_model()
-        # Without a trainer the module is only looked at; what `lit-llada reference` asks is the policy as it starts.
-        needed = self._trainer is not None and not self.trainer.predicting
+        # Without a trainer the module is only looked at; what `lit-llada reference` asks is the policy as it starts,
+        # and beneath its adapters the policy stays what it starts as.
+        needed = self._trainer is not None and not self.trainer.predicting and self.lora is None
         if needed and self.reference is None and not self._twin:
             self._twin = [self._build(self.init_from).requires_grad_(False).eval()]
 
@@ -165,8 +168,9 @@ class VRPOModule(DiffusionModule):
         draws = self.draw(batch, split, model=1)
         if self._cache is not None:
             return Reference(draws, self._cache.sums(batch, split))
-        with torch.no_grad():
-            return Reference(draws, self._ask(self._twin[0], batch, draws)[0])
+        net = self._twin[0] if self._twin else self.trained
+        with adapters_off(net):
+            return Reference(draws, self._ask(net, batch, draws)[0])
 
     def _ask(self, net: Backbone, batch: AnswerBatch, draws: Draws) -> tuple[Tensor, Predicted]:
         """``[n, 2P]`` sums of log p over the masked tokens of each draw, and all that was said in the last one."""

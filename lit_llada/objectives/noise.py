@@ -44,7 +44,6 @@ def keyed_uniform(*keys: int | Tensor) -> Tensor:
     device = next(key.device for key in keys if isinstance(key, Tensor))
     h = torch.zeros((), dtype=torch.int64, device=device)
     for key in keys:
-        # full, since a tensor made of a number by torch.tensor is copied to a GPU, which the host waits for
         h = _mix(h ^ _mix(key if isinstance(key, Tensor) else torch.full((), key, device=device)))
     return _shift(h, 11).double() * 2.0**-53
 

@@ -153,8 +153,8 @@ def by_group(view: View, whole: Tensor, ask: Callable[[View, bool], Tensor]) -> 
     Returns:
         ``[R, V]``, in the order of ``view.rows``.
     """
-    if whole.all() or not whole.any():
-        return ask(view, bool(whole[0]))
+    if len(kinds := set(whole.tolist())) == 1:
+        return ask(view, kinds.pop())
     length = view.tokens.shape[1]
     parts, order = [], []
     for kind in (True, False):

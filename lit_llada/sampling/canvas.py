@@ -5,6 +5,7 @@ Shapes: B rows, L positions, R rows of logits, V vocabulary; b <= B rows that ar
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import NamedTuple, Protocol
@@ -37,6 +38,12 @@ class Specials(NamedTuple):
     def ends(self) -> tuple[int, ...]:
         """Ids after which nothing of an answer is read."""
         return tuple(i for i in (self.eos, self.eot) if i is not None)
+
+
+@functools.lru_cache(maxsize=64)
+def id_tensor(ids: tuple[int, ...], device: torch.device) -> Tensor:
+    """``[n]`` int64, made once for each device, because a copy from the host is a wait for it. Not to be changed."""
+    return torch.tensor(ids, dtype=torch.int64, device=device)
 
 
 class Denoiser(Protocol):

@@ -62,6 +62,11 @@ def generate(
         seeds: ``[B]`` int64, the noise of each row; None for 0, 1, ...
         details: compute entropies even where no policy needs them.
 
+    A step waits for the device once, in :func:`look`: how many positions and rows it computes is known there only. One
+    more wait each belongs to ``remask: verify`` (how many tokens are asked about) and ``length: rho_eos`` (how wide the
+    canvas becomes). A cache adds three, and more in steps that begin the blocks of only some rows. The net's own waits
+    (an attention backend that packs padded rows, experts in float64) and the caller's come on top.
+
     Yields:
         States, the given canvas first. ``canvas`` and ``real`` grow wider where ``plan.length`` lets rows grow.
 
@@ -74,6 +79,7 @@ def generate(
     real = torch.ones_like(canvas, dtype=torch.bool) if real is None else real
     seeds = torch.arange(len(canvas), device=canvas.device) if seeds is None else seeds.to(canvas.device)
     zero, given = torch.zeros(canvas.shape, device=canvas.device), (canvas != specials.mask) & real
+    _refuse_few_steps(real & ~given, plan)
     state = State(0, canvas, real, zero.byte(), given.float(), zero, canvas, zero, torch.zeros_like(seeds))
     none = torch.zeros_like(seeds)
     at = Progress(none - 1, none, none, none, none.bool(), none.bool())
@@ -83,9 +89,10 @@ def generate(
         block_of = number_blocks(state.real & ~given, plan)
         open_ = state.real & (state.canvas == specials.mask)
         at = advance(at, open_, block_of, plan, getattr(denoiser, "least_forwards", 1))
-        if at.done.all():
+        view = look(state, at, block_of, given, specials, plan)
+        if view is None:
             return
-        state, at = take_step(predict, state, at, block_of, given, seeds, specials, plan, details)
+        state, at = take_step(predict, view, state, at, given, seeds, specials, plan, details)
 
 
 def number_blocks(fillable: Tensor, plan: Plan) -> Tensor:
@@ -96,7 +103,7 @@ def number_blocks(fillable: Tensor, plan: Plan) -> Tensor:
     else:
         raw = (fillable.cumsum(1) - 1) // width
     seen = torch.where(fillable, raw, -1)
-    before = seen.cummax(1).values.roll(1, 1).index_fill(1, torch.tensor([0], device=seen.device), -1)
+    before = F.pad(seen.cummax(1).values[:, :-1], (1, 0), value=-1)
     first = fillable & (seen != before)  # aligned blocks may have no mask at all: only those with one count
     return torch.where(fillable, first.cumsum(1) - 1, -1)
 
@@ -110,9 +117,6 @@ def advance(at: Progress, open_: Tensor, block_of: Tensor, plan: Plan, least: in
         block_of: from :func:`number_blocks`.
         plan: steps.
         least: with ``plan.official``, the forwards that the published code spends on a block even if it is full.
-
-    Raises:
-        UserError: fewer steps than blocks.
     """
     here = torch.where(open_, block_of, NOWHERE).amin(1)
     idle = (here != at.block) & (at.step < at.steps) & plan.official
@@ -122,10 +126,7 @@ def advance(at: Progress, open_: Tensor, block_of: Tensor, plan: Plan, least: in
     if plan.count != "quota":
         steps = torch.full_like(masks, least)
     elif plan.steps is not None:
-        blocks = block_of.amax(1) + 1
-        if (most := int(blocks.max())) > plan.steps:
-            raise UserError(f"sampling: {plan.steps} steps are too few for {most} blocks; each needs at least one")
-        blocks = blocks.clamp(min=1)
+        blocks = (block_of.amax(1) + 1).clamp(min=1)
         steps = plan.steps // blocks + (here < plan.steps % blocks)
         if not plan.official:  # a step that has nothing to reveal changes nothing, so the net need not run
             steps = steps.minimum(masks)
@@ -134,11 +135,28 @@ def advance(at: Progress, open_: Tensor, block_of: Tensor, plan: Plan, least: in
     return Progress(block, step, masks, steps, moved, done)
 
 
+def look(state: State, at: Progress, block_of: Tensor, given: Tensor, specials: Specials, plan: Plan) -> View | None:
+    """What the next step asks the net; None when all rows are done. All that the host has to know comes in one copy."""
+    alive = ~at.done
+    real, window = state.real & alive[:, None], block_of == at.block[:, None]
+    wanted = real & (state.canvas == specials.mask)
+    if plan.length != "rho_eos":
+        wanted = wanted & window
+    end = (real.any(0) * torch.arange(1, real.shape[1] + 1, device=real.device)).amax()
+    count, width, asked, total = torch.stack((alive.sum(), end, wanted.sum(), real.sum())).tolist()
+    if not count:
+        return None
+    ids = _places(alive, count)
+    tokens, real, wanted, known, window = (x[ids, :width] for x in (state.canvas, real, wanted, given, window))
+    padding = None if total == count * width else real
+    return View(tokens, padding, _places(wanted.flatten(), asked), ids, known, window, at.fresh[ids])
+
+
 def take_step(
     predict: Predict,
+    view: View,
     state: State,
     at: Progress,
-    block_of: Tensor,
     given: Tensor,
     seeds: Tensor,
     specials: Specials,
@@ -146,13 +164,9 @@ def take_step(
     details: bool,
 ) -> tuple[State, Progress]:
     """One step of every row that is not done: look, commit, take back, end."""
-    ids = (~at.done).nonzero().squeeze(1)
-    width = int(state.real[ids].any(0).nonzero().max()) + 1
-    tokens, real, known, number = (x[ids, :width] for x in (state.canvas, state.real, given, block_of))
-    window, open_ = number == at.block[ids, None], real & (tokens == specials.mask)
+    tokens, real, rows, ids, _, window, _ = view
+    open_ = tokens == specials.mask if real is None else real & (tokens == specials.mask)
     active = open_ & window
-    rows = (open_ if plan.length == "rho_eos" else active).flatten().nonzero().squeeze(1)
-    view = View(tokens, None if real.all() else real, rows, ids, known, window, at.fresh[ids])
     found = find_candidates(predict(view), view, (seeds[ids], state.step), plan, specials, details)
 
     so_far, share = quota(*(x[ids] for x in (at.masks, at.steps, at.step)))
@@ -172,7 +186,7 @@ def take_step(
     reason = (keep * int(Reason.SELECTED) + forced.int()).masked_fill(back, Reason.REMASKED)
     reason = reason.masked_fill(behind, Reason.ENDED).byte()
 
-    live = slice(None, width)
+    live = slice(None, tokens.shape[1])
     keep = keep & ~back
     confidence = torch.where(keep, chance.float(), state.confidence[ids, live]).masked_fill(back, 0.0)
     entropy = torch.where(keep, spread.float(), state.entropy[ids, live]).masked_fill(back, 0.0)
@@ -218,6 +232,16 @@ def _refuse(denoiser: Denoiser, specials: Specials, plan: Plan) -> None:
         raise UserError("sampling: a rule for the end of text needs to know its token; give specials.eos")
     if getattr(denoiser, "cached", False) and (plan.remask == "verify" or plan.length == "rho_eos"):
         raise UserError("sampling: a cache goes neither with remask verify nor with length rho_eos; leave one out")
+
+
+def _refuse_few_steps(fillable: Tensor, plan: Plan) -> None:
+    if plan.steps is not None and (most := int(number_blocks(fillable, plan).max()) + 1) > plan.steps:
+        raise UserError(f"sampling: {plan.steps} steps are too few for {most} blocks; each needs at least one")
+
+
+def _places(where: Tensor, count: int) -> Tensor:
+    """``[count]`` int64, where a flat ``where`` is True, ascending: ``nonzero`` without its wait, as count is known."""
+    return where.long().argsort(descending=True, stable=True)[:count]
 
 
 def grid(shape: torch.Size, rows: Tensor, values: Tensor) -> Tensor:

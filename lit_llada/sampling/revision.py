@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lit_llada.backbone.layers import widen
 from lit_llada.objectives.noise import keyed_uniform
-from lit_llada.sampling.canvas import Reason, Specials, State, View
+from lit_llada.sampling.canvas import Reason, Specials, State, View, id_tensor
 from lit_llada.sampling.plan import Plan
 
 BACK = 103  # stream of the keyed noise
@@ -85,7 +85,7 @@ def behind_the_end(written: Tensor, view: View, open_: Tensor, specials: Special
     """``[b, L]`` bool, what is open in rows whose full block holds an end token, with nothing given behind it."""
     if not plan.stop_at_eos:
         return torch.zeros_like(open_)
-    ends = torch.isin(written, torch.tensor(specials.ends, device=written.device)) & view.window
+    ends = torch.isin(written, id_tensor(specials.ends, written.device)) & view.window
     last = torch.arange(written.shape[1], device=written.device) * view.window
     after = view.given & (torch.arange(written.shape[1], device=written.device) > last.amax(1, keepdim=True))
     over = ~(open_ & view.window).any(1) & ends.any(1) & ~after.any(1)
@@ -107,9 +107,8 @@ def resize(
         specials: who ends.
         plan: by how much, and how long at most.
     """
-    rho = (torch.isin(guess, torch.tensor(specials.ends, device=guess.device)) & looked).sum(1) / looked.sum(1).clamp(
-        min=1
-    )
+    ending = torch.isin(guess, id_tensor(specials.ends, guess.device)) & looked
+    rho = ending.sum(1) / looked.sum(1).clamp(min=1)
     place = torch.arange(state.canvas.shape[1], device=state.canvas.device)
     end = torch.where(state.real, place, -1).amax(1) + 1  # [B]
     is_open = state.real & (state.canvas == specials.mask)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_llada.backbone.layers import widen
 from lit_llada.objectives.noise import keyed_uniform
-from lit_llada.sampling.canvas import Specials, View
+from lit_llada.sampling.canvas import Specials, View, id_tensor
 from lit_llada.sampling.plan import Plan
 
 # Streams of the keyed noise: which token, whose turn.
@@ -54,13 +54,14 @@ def find_candidates(
     logits, width = widen(logits), view.tokens.shape[1]
     keys = noise[0][view.rows // width], noise[1], view.rows % width
     if plan.eos == "never":
-        logits = logits.index_fill(1, _ids(specials.ends[:1] if plan.official else specials.ends, logits), -torch.inf)
-    allowed = logits.index_fill(1, _ids((specials.mask, *specials.forbidden), logits), -torch.inf)
+        hidden = id_tensor(specials.ends[:1] if plan.official else specials.ends, logits.device)
+        logits = logits.index_fill(1, hidden, -torch.inf)
+    allowed = logits.index_fill(1, id_tensor((specials.mask, *specials.forbidden), logits.device), -torch.inf)
     token = _draw(allowed, plan.temperature, keys)
     chosen = allowed.gather(1, token[:, None]).squeeze(1)
-    late = torch.isin(token, _ids(specials.ends, logits)) & (plan.eos == "last")
+    late = torch.isin(token, id_tensor(specials.ends, logits.device)) & (plan.eos == "last")
     if plan.official and plan.eos == "last":  # its probabilities know nothing of the end tokens any more
-        hidden = _ids(specials.ends if plan.temperature == 0 else specials.ends[1:], logits)
+        hidden = id_tensor(specials.ends if plan.temperature == 0 else specials.ends[1:], logits.device)
         logits, late = logits.index_fill(1, hidden, -torch.inf), torch.zeros_like(late)
         chosen = torch.where(torch.isin(token, hidden), -torch.inf, chosen)
     probability = (chosen - logits.logsumexp(1)).exp()
@@ -138,7 +139,3 @@ def _draw(logits: Tensor, temperature: float, keys: tuple[Tensor, int, Tensor]) 
         noise = keyed_uniform(keys[0][part, None], keys[1], keys[2][part, None], TOKEN, vocabulary)
         tokens.append((logits[part].double() - temperature * torch.log(-torch.log(noise))).argmax(1))
     return torch.cat(tokens) if tokens else logits.argmax(1)
-
-
-def _ids(ids: tuple[int, ...], like: Tensor) -> Tensor:
-    return torch.tensor(ids, dtype=torch.int64, device=like.device)

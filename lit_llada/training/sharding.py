@@ -18,15 +18,16 @@ from lit_llada.checkpoint.adapters import without_adapters
 
 
 def compile_blocks(net: nn.Module) -> None:
-    """Compile every block on its own, in place: names of parameters stay, and equal blocks share one compilation.
+    """Compile every block on its own and the head's softmax, in place: names of parameters stay.
 
-    One compilation serves every number of rows and tokens. Others are made for: the last block, where only some rows go
-    on; no gradient; an input without a gradient, as the first block's over a frozen embedding. One row or one token is
-    a case of its own.
+    Equal blocks share one compilation, which serves every number of rows and tokens. Others are made for: the last
+    block, where only some rows go on; no gradient; an input without a gradient, as the first block's over a frozen
+    embedding. One row or one token is a case of its own.
     """
     for block in net.blocks:  # type: ignore[union-attr]
         block.compile()
         block._compiled_call_impl = functools.partial(_call_with_any_size, block._compiled_call_impl)
+    net.fused = True  # type: ignore[assignment]
 
 
 def _call_with_any_size(
@@ -47,7 +48,7 @@ def shard(net: nn.Module, mesh: DeviceMesh, mixed: bool) -> None:
     """FSDP2 over a one-dimensional mesh: every block gathers its own weights, the root gathers embedding and head.
 
     Args:
-        net: with ``blocks`` and the extra entry point ``nll``.
+        net: with ``blocks`` and the extra entry points ``nll`` and ``weighted_nll``.
         mesh: the data-parallel mesh.
         mixed: gather block weights in bfloat16 and reduce their gradients in float32. Embedding, last norm and head
             stay float32, and so does the residual stream, as under autocast on one device.
@@ -56,7 +57,8 @@ def shard(net: nn.Module, mesh: DeviceMesh, mixed: bool) -> None:
     for block in net.blocks:  # type: ignore[union-attr]
         fully_shard(block, mesh=mesh, mp_policy=policy or MixedPrecisionPolicy())
     fully_shard(net, mesh=mesh)
-    register_fsdp_forward_method(net, "nll")
+    for entry in ("nll", "weighted_nll"):
+        register_fsdp_forward_method(net, entry)
 
 
 def weight_digest(net: nn.Module) -> str:
@@ -67,7 +69,9 @@ def weight_digest(net: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, parameter in sorted(without_adapters(net.named_parameters())):
         local = parameter.to_local() if isinstance(parameter, DTensor) else parameter.detach()
-        total = local.contiguous().view(torch.uint8).sum(dtype=torch.int64)
+        # Part by part: on a CPU each byte takes eight while they are added up.
+        parts = local.contiguous().view(-1).view(torch.uint8).split(2**18)
+        total = torch.stack([part.sum(dtype=torch.int64) for part in parts]).sum()
         if isinstance(parameter, DTensor):
             torch.distributed.all_reduce(total, group=parameter.device_mesh.get_group())
         digest.update(f"{name} {tuple(parameter.shape)} {int(total)}\n".encode())

@@ -1,22 +1,34 @@
-"""Does every backend let a position see what the mask description says, and nothing else? Checked against loops."""
+"""Every backend lets a position see what the mask description says, and nothing else: checked against loops."""
 
 from __future__ import annotations
 
+import inspect
+import math
 import sys
 import types
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lit_llada.backbone import attention
+from lit_llada.backbone import attention, packed
 from lit_llada.backbone.attention import AttentionMask, AttentionPlan, attend, dense_mask, flash_layout, plan_attention
 from lit_llada.backbone.config import BackboneConfig
 from lit_llada.backbone.transformer import Backbone
 from lit_llada.errors import UserError
+from tests.backbone.attention_reference import (
+    attend_by_loops,
+    dense,
+    may_see,
+    old_torch_varlen,
+    torch_varlen,
+    use_stand_ins,
+    varlen,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # on a CPU it is meant
 
@@ -36,33 +48,13 @@ NETS = {
 }
 
 
-def may_see(mask: AttentionMask, causal: bool, rows: int, length: int) -> Tensor:
-    """``[B, T, T]`` by its definition, one pair at a time."""
-    allowed = torch.zeros(rows, length, length, dtype=torch.bool)
-    for b in range(rows):
-        for query in range(length):
-            for key in range(length):
-                same = mask.documents is None or mask.documents[b, query] == mask.documents[b, key]
-                real = mask.padding is None or mask.padding[b, key]
-                allowed[b, query, key] = bool(same and real and (key <= query or not causal))
-    return allowed
-
-
-def attend_by_loops(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
-    """One query of one head at a time, over the keys that it may see, in float64; zero where there is none."""
-    q, k, v = q.double(), k.double(), v.double()
-    out, group = torch.zeros_like(q), q.shape[2] // k.shape[2]
-    for b, i, head in torch.cartesian_prod(*(torch.arange(n) for n in q.shape[:3])).tolist():
-        keys = allowed[b, i].nonzero().squeeze(1)
-        if len(keys):
-            p = (k[b, keys, head // group] @ q[b, i, head] / q.shape[-1] ** 0.5).softmax(-1)
-            out[b, i, head] = p @ v[b, keys, head // group]
-    return out
-
-
 def qkv(rows: int, length: int, kv_heads: int, dtype: torch.dtype, width: int = 6) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(length)
     return tuple(torch.randn(rows, length, h, width, generator=generator).to(dtype) for h in (4, kv_heads, kv_heads))
+
+
+def plan_of(mask: AttentionMask | None, causal: bool, q: Tensor, backend: attention.Backend) -> AttentionPlan:
+    return plan_attention(mask, causal, q.shape[:2], q.shape[-1], q.dtype, q.device, backend)
 
 
 def make_net(kind: str, backend: attention.Backend, **fields: object) -> Backbone:
@@ -94,7 +86,7 @@ def shape_of(mask: AttentionMask) -> torch.Size:
 def test_backend_equals_the_definition(backend: attention.Backend, kv_heads: int, kind: str, causal: bool) -> None:
     q, k, v = qkv(2, 9, kv_heads, torch.float64)
     allowed = may_see(MASKS[kind], causal, 2, 9)
-    plan = plan_attention(MASKS[kind], causal, torch.Size((2, 9)), torch.float64, CPU, backend)
+    plan = plan_of(MASKS[kind], causal, q, backend)
     sees = allowed.any(-1)
     out = attend(q, k, v, plan)
     assert out.isfinite().all()
@@ -106,7 +98,7 @@ def test_backend_equals_the_definition(backend: attention.Backend, kv_heads: int
 def test_backend_in_narrow_dtypes(backend: attention.Backend, dtype: torch.dtype, atol: float) -> None:
     q, k, v = qkv(2, 9, 2, dtype)
     allowed = may_see(MASKS["documents"], False, 2, 9)
-    out = attend(q, k, v, plan_attention(MASKS["documents"], False, torch.Size((2, 9)), dtype, CPU, backend))
+    out = attend(q, k, v, plan_of(MASKS["documents"], False, q, backend))
     assert out.dtype == dtype
     torch.testing.assert_close(out.double(), attend_by_loops(q, k, v, allowed), atol=atol, rtol=0)
 
@@ -115,7 +107,7 @@ def test_backend_in_narrow_dtypes(backend: attention.Backend, dtype: torch.dtype
 @settings(max_examples=50)
 def test_dense_mask_equals_the_definition(mask: AttentionMask, causal: bool) -> None:
     rows, length = shape_of(mask)
-    allowed = dense_mask(*mask, causal, length, CPU)
+    allowed = dense_mask(*mask[:2], causal, length, CPU)
     assert allowed is not None
     assert torch.equal(allowed[:, 0], may_see(mask, causal, rows, length))
 
@@ -126,24 +118,25 @@ def test_flex_mask_equals_the_dense_one(mask: AttentionMask, causal: bool) -> No
     from torch.nn.attention.flex_attention import create_mask
 
     rows, length = shape_of(mask)
-    plan = plan_attention(mask, causal, torch.Size((rows, length)), torch.float32, CPU, "flex")
+    plan = plan_of(mask, causal, torch.zeros(rows, length, 1, 8), "flex")
     made = create_mask(plan.block_mask.mask_mod, rows, 1, length, length, device="cpu")
-    assert torch.equal(made, dense_mask(*mask, causal, length, CPU))
+    assert torch.equal(made, dense_mask(*mask[:2], causal, length, CPU))
 
 
 def test_nothing_to_mask_makes_no_mask() -> None:
-    shape = torch.Size((2, 9))
     for backend in ("eager", "sdpa", "flex"):
-        plan = plan_attention(None, False, shape, torch.float32, CPU, backend)
+        plan = plan_of(None, False, torch.zeros(2, 9, 1, 8), backend)
         assert plan.allowed is None and plan.block_mask is None
 
 
-# --- flash: its inputs, and its path with the two functions of the package replaced by loops over documents ---
+# --- flash and varlen: the layout, and the path around the kernels, which are replaced by loops over documents ---
 
 
 def segments(mask: AttentionMask) -> tuple[list[list[int]], Tensor]:
     """Flat positions of each document in the variable-length layout."""
-    index, cu = flash_layout(*mask)
+    index, cu = flash_layout(*mask[:2])
+    assert (index is None) == (mask.padding is None)
+    index = torch.arange(math.prod(shape_of(mask))) if index is None else index
     assert cu.dtype == torch.int32 and index.dtype == torch.int64
     assert cu[0] == 0 and cu[-1] == len(index)
     return [index[a:b].tolist() for a, b in zip(cu.tolist(), cu.tolist()[1:], strict=False)], index
@@ -164,47 +157,56 @@ def test_flash_layout_says_the_same_as_the_mask(mask: AttentionMask, causal: boo
     assert torch.equal(rebuilt[index], expected[index])
 
 
-def flash_stand_in(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True).transpose(1, 2)
-
-
-def varlen_stand_in(
-    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, causal: bool
-) -> Tensor:
-    assert cu_q.dtype == torch.int32 and torch.equal(cu_q, cu_k) and cu_q[-1] == len(q)
-    lengths = cu_q.diff()
-    assert lengths.max() <= max_q == max_k
-    parts = zip(*(x.split(lengths.tolist()) for x in (q, k, v)), strict=True)
-    return torch.cat([flash_stand_in(*(x[None] for x in part), causal)[0] for part in parts])
-
-
 @pytest.fixture
-def flash(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package's functions in plain torch, and no demand for a GPU."""
-    monkeypatch.setattr(attention, "_flash_functions", lambda: (flash_stand_in, varlen_stand_in))
-    monkeypatch.setattr(attention, "_require_flash", lambda dtype, device: None)
+def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_stand_ins(monkeypatch)
 
 
-@pytest.mark.usefixtures("flash")
+@pytest.mark.usefixtures("stand_ins")
+@pytest.mark.parametrize("ready", [False, True])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("kind", MASKS)
-def test_flash_path_equals_the_definition(kind: str, causal: bool) -> None:
+@pytest.mark.parametrize("backend", ["flash", "varlen"])
+def test_packed_path_equals_the_definition(backend: attention.Backend, kind: str, causal: bool, ready: bool) -> None:
     q, k, v = qkv(2, 9, 2, torch.float64)
     mask = MASKS[kind]
     allowed = may_see(mask, causal, 2, 9)
-    plan = plan_attention(None if kind == "full" else mask, causal, torch.Size((2, 9)), torch.float64, CPU, "flash")
+    if ready and kind != "full":
+        mask = mask._replace(layout=flash_layout(mask.documents, mask.padding))
+    plan = plan_of(None if kind == "full" else mask, causal, q, backend)
+    assert mask.layout is None or (plan.real is mask.layout[0] and plan.cu_seqlens is mask.layout[1])
     real = torch.ones(2, 9, dtype=torch.bool) if mask.padding is None else mask.padding
     expected = attend_by_loops(q, k, v, allowed)
     torch.testing.assert_close(attend(q, k, v, plan)[real], expected[real], atol=1e-12, rtol=1e-12)
 
 
-@pytest.mark.usefixtures("flash")
+KERNELS = {
+    "flash 2": partial(packed._call_flash, dense, varlen),
+    "flash 3, with log-sum-exps": partial(packed._call_flash, dense, lambda *a, **k: (varlen(*a, **k), None)),
+    "torch": partial(packed._call_varlen, torch_varlen, True),
+    "torch 2.11": partial(packed._call_varlen, old_torch_varlen, False),
+}
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_every_interface_of_a_packed_kernel_gives_the_same(kernel: str, kv_heads: int, causal: bool) -> None:
+    q, k, v = qkv(1, 9, kv_heads, torch.float64)
+    cu = torch.tensor([0, 2, 3, 9], dtype=torch.int32)
+    out = KERNELS[kernel](*(x[0] for x in (q, k, v)), cu, 9, causal)
+    numbers = torch.arange(3).repeat_interleave(cu.diff())[None]
+    expected = attend_by_loops(q, k, v, may_see(AttentionMask(numbers), causal, 1, 9))
+    torch.testing.assert_close(out[None], expected, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.usefixtures("stand_ins")
 @pytest.mark.parametrize("kind", NETS)
-def test_flash_net_equals_the_eager_one_with_gradients(kind: str) -> None:
+@pytest.mark.parametrize("backend", ["flash", "varlen"])
+def test_packed_net_equals_the_eager_one_with_gradients(backend: attention.Backend, kind: str) -> None:
     tokens, mask = torch.randint(0, 23, (2, 9)), MASKS["documents+padding"]
     eager = make_net(kind, "eager")
-    net = make_net(kind, "flash")
+    net = make_net(kind, backend)
     net.load_state_dict(eager.state_dict())
     both = []
     for each in (eager, net):
@@ -214,9 +216,9 @@ def test_flash_net_equals_the_eager_one_with_gradients(kind: str) -> None:
     torch.testing.assert_close(both[0], both[1], atol=1e-11, rtol=1e-9)
 
 
-def test_flash_path_of_a_batch_that_is_all_padding() -> None:
+def test_layout_of_a_batch_that_is_all_padding() -> None:
     index, cu = flash_layout(None, torch.zeros(2, 3, dtype=torch.bool))
-    assert len(index) == 0 and cu.unique().tolist() == [0]
+    assert index is not None and len(index) == 0 and cu.unique().tolist() == [0]
 
 
 # --- leaks, through the whole net ---
@@ -227,9 +229,9 @@ def differs(a: Tensor, b: Tensor, kind: str) -> Tensor:
     return ((a - b).abs() > (1e-12 if kind == "moe" else 0)).any(-1)
 
 
-@pytest.mark.usefixtures("flash")
+@pytest.mark.usefixtures("stand_ins")
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("backend", ["eager", "sdpa", "flash", "flex"])
+@pytest.mark.parametrize("backend", ["eager", "sdpa", "flash", "varlen", "flex"])
 @pytest.mark.parametrize("kind", NETS)
 @torch.no_grad()
 def test_a_document_never_moves_another(kind: str, backend: attention.Backend, causal: bool) -> None:
@@ -247,8 +249,8 @@ def test_a_document_never_moves_another(kind: str, backend: attention.Backend, c
     assert differs(leaky, net(tokens), kind)[DOCUMENTS > 0].all()  # without the mask this very test would fail
 
 
-@pytest.mark.usefixtures("flash")
-@pytest.mark.parametrize("backend", ["eager", "sdpa", "flash", "flex"])
+@pytest.mark.usefixtures("stand_ins")
+@pytest.mark.parametrize("backend", ["eager", "sdpa", "flash", "varlen", "flex"])
 @pytest.mark.parametrize("kind", NETS)
 @torch.no_grad()
 def test_padding_moves_nothing(kind: str, backend: attention.Backend) -> None:
@@ -261,8 +263,8 @@ def test_padding_moves_nothing(kind: str, backend: attention.Backend) -> None:
     torch.testing.assert_close(net(tokens, MASKS["padding"])[:1, :7], alone, atol=1e-12, rtol=1e-12)
 
 
-@pytest.mark.usefixtures("flash")
-@pytest.mark.parametrize("backend", ["eager", "sdpa", "flash"])
+@pytest.mark.usefixtures("stand_ins")
+@pytest.mark.parametrize("backend", ["eager", "sdpa", "flash", "varlen"])
 @pytest.mark.parametrize("kind", NETS)
 def test_no_gradient_crosses_documents_or_reaches_padding(kind: str, backend: attention.Backend) -> None:
     net, tokens, inputs = make_net(kind, backend), torch.randint(0, 23, (2, 9)), []
@@ -277,48 +279,126 @@ def test_no_gradient_crosses_documents_or_reaches_padding(kind: str, backend: at
 # --- the choice of a backend, and refusals ---
 
 
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """``card(capability, installed)``: as if there were such a GPU, with these of flash and varlen."""
+
+    def call(capability: tuple[int, int], installed: str) -> None:
+        kernels = {name: (lambda *_: None) if name in installed.split() else None for name in ("flash", "varlen")}
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+        monkeypatch.setattr(packed, "packed_kernel", lambda backend, device: kernels[backend])
+        monkeypatch.setattr(attention, "packed_kernel", lambda backend, device: kernels[backend])
+        monkeypatch.setattr(attention, "flash_layout", lambda *_: (None, None))
+        monkeypatch.setattr(attention, "dense_mask", lambda *_: None)
+
+    return call
+
+
 @pytest.mark.parametrize(
-    ("device", "dtype", "length", "package", "chosen"),
+    ("capability", "installed", "dtype", "width", "unmasked", "masked"),
     [
-        (CPU, torch.float32, attention.EAGER_LENGTH, True, "eager"),
-        (CPU, torch.bfloat16, attention.EAGER_LENGTH + 1, True, "sdpa"),
-        (CUDA, torch.bfloat16, 64, True, "flash"),
-        (CUDA, torch.float16, 4096, True, "flash"),
-        (CUDA, torch.float32, 64, True, "sdpa"),
-        (CUDA, torch.bfloat16, 64, False, "sdpa"),
+        ((9, 0), "flash varlen", torch.bfloat16, 64, "flash", "flash"),
+        ((8, 0), "flash varlen", torch.float16, 256, "flash", "flash"),
+        ((9, 0), "varlen", torch.bfloat16, 64, "sdpa", "varlen"),
+        ((9, 0), "", torch.bfloat16, 64, "sdpa", "sdpa"),
+        ((7, 5), "flash varlen", torch.float16, 64, "sdpa", "sdpa"),
+        ((9, 0), "flash varlen", torch.float32, 64, "sdpa", "sdpa"),
+        ((9, 0), "flash varlen", torch.bfloat16, 36, "sdpa", "sdpa"),
+        ((9, 0), "flash varlen", torch.bfloat16, 264, "sdpa", "sdpa"),
     ],
 )
-def test_auto_chooses(
-    device: torch.device, dtype: torch.dtype, length: int, package: bool, chosen: str, monkeypatch: pytest.MonkeyPatch
+def test_auto_chooses_on_a_gpu(
+    card: Any, capability: tuple[int, int], installed: str, dtype: torch.dtype, width: int, unmasked: str, masked: str
 ) -> None:
-    found = (flash_stand_in, varlen_stand_in) if package else None
-    monkeypatch.setattr(attention, "_flash_functions", lambda: found)
-    plan = plan_attention(None, False, torch.Size((2, length)), dtype, device, "auto")
+    card(capability, installed)
+    for mask, chosen in ((None, unmasked), *((MASKS[kind], masked) for kind in MASKS if kind != "full")):
+        plan = plan_attention(mask, False, torch.Size((2, 9)), width, dtype, CUDA, "auto")
+        assert plan.backend == chosen
+
+
+@pytest.mark.parametrize(
+    ("length", "chosen"), [(attention.EAGER_LENGTH, "eager"), (attention.EAGER_LENGTH + 1, "sdpa")]
+)
+def test_auto_chooses_on_a_cpu(card: Any, length: int, chosen: str) -> None:
+    card((9, 0), "flash varlen")
+    plan = plan_attention(None, False, torch.Size((2, length)), 64, torch.bfloat16, CPU, "auto")
     assert plan == AttentionPlan(chosen, False)
 
 
 @pytest.mark.parametrize(
-    ("package", "device", "dtype", "named"),
+    ("backend", "capability", "installed", "device", "dtype", "width", "named"),
     [
-        (False, CUDA, torch.bfloat16, "flash-attn"),
-        (True, CPU, torch.bfloat16, "GPU"),
-        (True, CUDA, torch.float32, "float16 or bfloat16"),
+        ("flash", (9, 0), "flash", CPU, torch.bfloat16, 64, "needs a GPU, and this run is on cpu"),
+        ("varlen", (9, 0), "varlen", CPU, torch.bfloat16, 64, "needs a GPU, and this run is on cpu"),
+        ("flash", (9, 0), "varlen", CUDA, torch.bfloat16, 64, "needs the flash-attn package"),
+        ("varlen", (9, 0), "flash", CUDA, torch.bfloat16, 64, "needs a torch of 2.11 or newer"),
+        ("flash", (7, 5), "flash", CUDA, torch.float16, 64, "compute capability 8.0 or higher, and this one has 7.5"),
+        ("varlen", (7, 5), "varlen", CUDA, torch.float16, 64, "compute capability 8.0 or higher, and this one has 7.5"),
+        ("flash", (9, 0), "flash", CUDA, torch.float32, 64, "needs float16 or bfloat16, not float32"),
+        ("varlen", (9, 0), "varlen", CUDA, torch.float64, 64, "needs float16 or bfloat16, not float64"),
+        ("flash", (9, 0), "flash", CUDA, torch.bfloat16, 264, "a multiple of 8 and at most 256, not 264"),
+        ("varlen", (9, 0), "varlen", CUDA, torch.bfloat16, 36, "a multiple of 8 and at most 256, not 36"),
     ],
 )
-def test_flash_is_refused_by_name(
-    package: bool, device: torch.device, dtype: torch.dtype, named: str, monkeypatch: pytest.MonkeyPatch
+def test_a_packed_backend_is_refused_by_name(
+    card: Any,
+    backend: attention.Backend,
+    capability: tuple[int, int],
+    installed: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    width: int,
+    named: str,
 ) -> None:
-    monkeypatch.setattr(attention, "_flash_functions", lambda: (flash_stand_in, varlen_stand_in) if package else None)
-    with pytest.raises(UserError, match=named) as refusal:
-        plan_attention(None, False, torch.Size((1, 4)), dtype, device, "flash")
-    assert "flash" in str(refusal.value) and "\n" not in str(refusal.value)
+    card(capability, installed)
+    for mask in (None, MASKS["documents"]):
+        with pytest.raises(UserError, match=named) as refusal:
+            plan_attention(mask, False, torch.Size((2, 9)), width, dtype, device, backend)
+        assert str(refusal.value).startswith(f"attention backend {backend!r} needs ") and "\n" not in str(refusal.value)
+        assert "set attention: auto" in str(refusal.value)
 
 
-def test_flash_net_on_a_cpu_is_refused() -> None:
-    with pytest.raises(UserError, match="flash"):
-        make_net("dense", "flash")(torch.zeros(1, 4, dtype=torch.long))
+@pytest.mark.parametrize("backend", ["flash", "varlen"])
+def test_a_packed_net_on_a_cpu_is_refused(backend: attention.Backend) -> None:
+    with pytest.raises(UserError, match=backend):
+        make_net("dense", backend)(torch.zeros(1, 4, dtype=torch.long))
 
 
-def test_half_installed_flash_counts_as_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def package(**functions: Any) -> types.SimpleNamespace:
+    return types.SimpleNamespace(**functions)
+
+
+def test_which_flash_package_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Version 3 on its own GPUs, else 2; a half-installed one counts as missing."""
+    two, three = (package(flash_attn_func=dense, flash_attn_varlen_func=f) for f in (varlen, torch_varlen))
+
+    def taken(hopper: bool) -> Any:
+        kernel = packed._flash_kernel.__wrapped__(hopper)
+        return None if kernel is None else kernel.args[1]
+
+    monkeypatch.setitem(sys.modules, "flash_attn", two)
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", three)
+    assert taken(hopper=True) is torch_varlen and taken(hopper=False) is varlen
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", None)  # the import fails
+    assert taken(hopper=True) is varlen
     monkeypatch.setitem(sys.modules, "flash_attn", types.ModuleType("flash_attn"))
-    assert attention._flash_functions.__wrapped__() is None
+    assert taken(hopper=True) is taken(hopper=False) is None
+
+
+@pytest.mark.parametrize("function", [torch_varlen, old_torch_varlen])
+def test_which_varlen_is_taken(monkeypatch: pytest.MonkeyPatch, function: Any) -> None:
+    found = packed._varlen_kernel.__wrapped__
+    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", package(varlen_attn=function))
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+    assert found().args == (function, function is torch_varlen)
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: False)
+    assert found() is None
+    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", None)
+    assert found() is None
+
+
+def test_varlen_of_this_torch_has_the_arguments_that_it_is_given() -> None:
+    from torch.nn.attention.varlen import varlen_attn
+
+    names = list(inspect.signature(varlen_attn).parameters)
+    assert names[:7] == ["query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k"] and "window_size" in names

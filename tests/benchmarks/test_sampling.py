@@ -58,7 +58,8 @@ def test_only_the_numbers_in_one_of_two_orders_and_then_eos_are_right() -> None:
     assert not judged(swapped).any() and not judged(longer).any() and not judged(shorter).any()
 
 
-def test_the_loop_that_is_timed_is_the_published_one() -> None:
+@pytest.mark.parametrize("double", [False, True], ids=["today", "float64"])
+def test_the_loop_that_is_timed_is_the_published_one(double: bool) -> None:
     from benchmarks.sampling import Watched, published_loop
 
     run = next(
@@ -67,6 +68,21 @@ def test_the_loop_that_is_timed_is_the_published_one() -> None:
     prompt, settings = torch.tensor(run["prompt_ids"]), run["settings"]
     canvas = F.pad(prompt, (0, settings["gen_length"]), value=run["mask_id"])
     net = Watched(load_net(GOLDEN / run["model"], torch.float32))
-    states = torch.stack(list(published_loop(net, canvas, run["mask_id"], settings["block_length"])))
+    states = torch.stack(list(published_loop(net, canvas, run["mask_id"], settings["block_length"], double=double)))
     assert torch.equal(states, load_file(GOLDEN / "golden_sampling.safetensors")["g_full.states"].long())
     assert net.computed == settings["steps"] * canvas.numel() and min(net.blocks, net.head) > 0
+
+
+def test_the_same_loop_on_a_batch_that_is_padded_at_the_left() -> None:
+    """Each row writes what it writes alone."""
+    from benchmarks.sampling import Watched, pad_left, published_loop
+
+    net, mask_id, new = Watched(load_net(GOLDEN / "dense_a", torch.float64)), 156, 8
+    prompts = [[3, 14, 15, 92, 65], [27, 18], [28, 18, 28]]
+
+    def run(chosen: list[list[int]]) -> torch.Tensor:
+        canvas, real = pad_left(chosen, new, mask_id)
+        assert (real is None) == (len({len(p) for p in chosen}) == 1)
+        return torch.stack([c[:, -new:] for c in published_loop(net, canvas, mask_id, 4, real)])
+
+    assert torch.equal(run(prompts), torch.cat([run([prompt]) for prompt in prompts], dim=1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import lightning as L
@@ -11,39 +10,55 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lit_llada.callbacks import EMA, NoiseCurve, Provenance, RouterLoad, SampleLogger, Throughput
+from lit_llada.callbacks import EMA, NoiseCurve, Provenance, RouterLoad, SampleLogger, Throughput, throughput
 from lit_llada.callbacks.throughput import known_peak, measure_peak
 
 
-class Sleeper(L.Callback):
-    """Takes 20 ms in a step, and much longer in validation."""
+class Clock:
+    """Stands still until a test spends time; all its times are binary fractions, so that every figure is exact."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def spend(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Steps(L.Callback):
+    """A training batch takes a quarter of a second, a validation batch 16 s."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
 
     def on_train_batch_start(self, *_: Any) -> None:
-        time.sleep(0.02)
+        self.clock.spend(0.25)
 
     def on_validation_batch_start(self, *_: Any) -> None:
-        time.sleep(0.3)
+        self.clock.spend(16)
 
 
 def test_rates_without_validation_and_checkpoints(toy: Any) -> None:
-    class Slow(L.Callback):
+    class Saves(L.Callback):
         def on_save_checkpoint(self, *_: Any) -> None:
-            time.sleep(0.9)
+            clock.spend(64)
 
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-            if trainer.global_step == 5:
+            if trainer.global_step == 5:  # after both of its batches
                 trainer.save_checkpoint(toy.folder / "x.ckpt")
 
-    clock = Throughput(every_n_steps=8, peak_flops=1e9)
-    module, _ = toy.fit(
-        [clock, Sleeper(), Slow()], max_steps=8, accumulate_grad_batches=2, limit_val_batches=2, val_check_interval=4
-    )
-    found = clock.latest
-    assert 0.04 <= found["perf/step_seconds"] < 0.14  # either pause alone would make it 0.15 and more
-    rate = found["perf/tokens_per_second"]
-    assert rate * found["perf/step_seconds"] == pytest.approx(2 * 4 * 16)
-    assert found["perf/mfu"] == pytest.approx(3 * module.backbone.flops_per_token(16) * rate / 1e9)
-    assert found["perf/data_wait"] < 0.1 and "perf/memory_gib" not in found
+    clock = Clock()
+    speed = Throughput(every_n_steps=8, peak_flops=1e9, _clock=clock)
+    callbacks = [speed, Steps(clock), Saves()]
+    module, _ = toy.fit(callbacks, max_steps=8, accumulate_grad_batches=2, limit_val_batches=2, val_check_interval=4)
+    assert clock.now == 16 * 0.25 + 4 * 2 * 16 + 2 * 64
+    assert speed.latest == {
+        "perf/step_seconds": 0.5,
+        "perf/tokens_per_second": 2 * 4 * 16 / 0.5,
+        "perf/mfu": 3 * module.backbone.flops_per_token(16) * 256 / 1e9,
+        "perf/data_wait": 0.0,
+    }
 
 
 def test_a_slow_loader_shows(toy: Any) -> None:
@@ -52,46 +67,70 @@ def test_a_slow_loader_shows(toy: Any) -> None:
             return 64
 
         def __getitem__(self, index: int) -> Any:
-            time.sleep(0.06)
+            clock.spend(0.75)
             return toy.batch([0, 1])
 
-    data = toy.data()
+    clock, data = Clock(), toy.data()
     data.train_dataloader = lambda: torch.utils.data.DataLoader(Slow(), batch_size=None)
-    clock = Throughput(every_n_steps=4)
-    trainer = toy.trainer([clock, Sleeper()])
+    speed = Throughput(every_n_steps=4, peak_flops=1e9, _clock=clock)
+    trainer = toy.trainer([speed, Steps(clock)])
     trainer.fit(toy.module(), data)
-    assert 0.5 < clock.latest["perf/data_wait"] < 0.9
+    assert (speed.latest["perf/step_seconds"], speed.latest["perf/data_wait"]) == (1.0, 0.75)
     assert "_on_before_fetch" not in vars(trainer.fit_loop.epoch_loop)
 
 
 def test_looking_at_the_model_is_off_the_clock(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
     for module, name in (("sampling", "table"), ("router", "balance")):
-        monkeypatch.setattr(f"lit_llada.callbacks.{module}.{name}", lambda *_: time.sleep(0.4) or {})
-    clock = Throughput(8)
-    looks = [SampleLogger(4, length=8, infills=[]), RouterLoad(4)]
+        monkeypatch.setattr(f"lit_llada.callbacks.{module}.{name}", lambda *_: clock.spend(16) or {})
     monkeypatch.setattr("lit_llada.callbacks.sampling.log_text", lambda *_: None)
-    toy.fit([*looks, clock], experts=4, max_steps=8, logger=toy.board())
-    assert clock.latest["perf/step_seconds"] < 0.1  # with 4 pictures and 1.6 s of sleep it would be 0.3 and more
+    speed = Throughput(8, peak_flops=1e9, _clock=clock)
+    looks = [SampleLogger(4, length=8, infills=[]), RouterLoad(4)]
+    toy.fit([*looks, Steps(clock), speed], experts=4, max_steps=8, logger=toy.board())
+    assert clock.now == 8 * 0.25 + 4 * 16
+    assert speed.latest["perf/step_seconds"] == 0.25
 
 
 def test_every_logger_gets_the_figures(toy: Any) -> None:
-    toy.fit([Throughput(2)], logger=[toy.board(), CSVLogger(str(toy.folder / "csv"))])
-    assert [e.step for e in toy.events().Scalars("perf/mfu")] == [2, 4]
+    clock = Clock()
+    speed = Throughput(2, peak_flops=1e9, _clock=clock)
+    toy.fit([speed, Steps(clock)], logger=[toy.board(), CSVLogger(str(toy.folder / "csv"))])
+    assert [(e.step, e.value) for e in toy.events().Scalars("perf/step_seconds")] == [(2, 0.25), (4, 0.25)]
     assert "perf/tokens_per_second" in next((toy.folder / "csv").rglob("metrics.csv")).read_text()
 
 
 def test_a_pause_inside_a_pause_counts_once() -> None:
-    clock = Throughput()
-    with clock.paused(), clock.paused():
-        time.sleep(0.05)
-    assert 0.05 <= clock._off < 0.09
+    clock = Clock()
+    speed = Throughput(_clock=clock)
+    with speed.paused():
+        clock.spend(1)
+        with speed.paused():
+            clock.spend(2)
+        clock.spend(4)
+    clock.spend(8)
+    assert speed._off == 7
 
 
-def test_the_peak_of_a_cpu_is_measured_and_no_random_number_drawn() -> None:
+def test_the_peak_of_a_cpu_is_the_best_product_and_no_random_number_is_drawn() -> None:
     before = torch.get_rng_state()
-    assert known_peak(torch.device("cpu")) is None
-    assert 1e8 < measure_peak(torch.device("cpu"), seconds=0.02) < 1e14
+    # Of the three products the second is the shortest; the third ends after the limit, so that no other follows.
+    readings = iter([0.0, *(0.0, 0.5), 0.5, *(0.5, 0.75), 0.75, *(0.75, 1.5), 1.5])
+    assert measure_peak(torch.device("cpu"), seconds=1.0, clock=readings.__next__) == 2 * 512**3 / 0.25
+    assert next(readings, None) is None
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("32-true", None), ("bf16-mixed", torch.bfloat16)])
+def test_a_device_that_no_table_knows_is_measured_in_the_working_precision(
+    toy: Any, monkeypatch: pytest.MonkeyPatch, precision: str, dtype: torch.dtype | None
+) -> None:
+    asked = []
+    monkeypatch.setattr(throughput, "measure_peak", lambda *args: asked.append(args) or 1e9)
+    clock, cpu = Clock(), torch.device("cpu")
+    speed = Throughput(4, _clock=clock)
+    module, _ = toy.fit([speed, Steps(clock)], precision=precision)
+    assert known_peak(cpu) is None and asked == [(cpu, dtype)]
+    assert speed.latest["perf/mfu"] == 3 * module.backbone.flops_per_token(16) * 256 / 1e9
 
 
 class Scalars(TorchDispatchMode):

@@ -48,7 +48,8 @@ def test_eos_up_to_the_longest_is_part_of_the_answer() -> None:
     assert batch.answers[1].tolist() == [9, 10, 14, 15, -1, -1]
     assert batch.lengths.tolist() == [5, 4, 6]
     assert (batch.keys.tolist(), batch.rows.tolist()) == ([50, 51, 52], [1050, 1051, 1052])
-    assert {tensor.dtype for tensor in batch} == {torch.int64}
+    assert {tensor.dtype for tensor in batch[:-1]} == {torch.int64}
+    assert (batch.cu_seqlens.dtype, batch.cu_seqlens.tolist()) == (torch.int32, [0, 8, 16, 24])
 
 
 def test_one_end_and_padding_that_nobody_sees() -> None:

@@ -205,13 +205,13 @@ def test_the_workers_of_a_killed_run_end(source: Path, tmp_path: Path, monkeypat
 
     def stuck(*_: object) -> None:
         (pids / str(os.getpid())).touch()
-        time.sleep(60)
+        time.sleep(600)
 
     monkeypatch.setattr(prepare, "SHARD", 100)
     monkeypatch.setattr(Tokenizer, "encode_batch", stuck)
     process = multiprocessing.get_context("fork").Process(target=prepare_text, args=([str(source)], f"{tmp_path}/out"))
     process.start()
-    deadline = time.time() + 30
+    deadline = time.time() + 120
     while len(list(pids.iterdir())) < 2 and time.time() < deadline:
         time.sleep(0.05)
     workers = [int(path.name) for path in pids.iterdir()]
@@ -233,11 +233,11 @@ def test_a_killed_run_leaves_nothing_that_looks_finished(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    monkeypatch.setattr(prepare, "token_counts", lambda *_: time.sleep(60))
+    monkeypatch.setattr(prepare, "token_counts", lambda *_: time.sleep(600))
     process = multiprocessing.get_context("fork").Process(target=prepare_text, args=([str(source)], str(out)))
     process.start()
     part = tmp_path / "out.part"
-    deadline = time.time() + 60
+    deadline = time.time() + 120
     while not (part / "val" / "index.json").exists() and time.time() < deadline:
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)

@@ -246,7 +246,7 @@ def test_rows_of_real_chunks(chunks: Path, tmp_path: Path, remote: bool, workers
     assert set(got[:, 0].tolist()) <= set(starts)
     rows.close()
     gc.collect()
-    deadline = time.time() + 5
+    deadline = time.time() + 60
     while threading.active_count() > 1 and time.time() < deadline:
         time.sleep(0.05)
     assert threading.active_count() == 1

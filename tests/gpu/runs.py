@@ -57,7 +57,7 @@ def answers(sides: int = 1) -> list[AnswerBatch]:
 
 def module_of(kind: str, folder: Path, backbone: str = "dense", **options: Any) -> tuple[DiffusionModule, list[Any]]:
     """A module of each kind and what it learns from."""
-    options = {"lr": 1e-2, "schedule": Schedule(warmup_steps=2), "mask_id": MASK, **options}
+    options = {"lr": 1e-2, "schedule": Schedule(warmup_steps=2), "mask_id": MASK, "compile": False, **options}
     if kind == "pretraining":
         return PretrainingModule(CONFIGS[backbone], **{"random_length": 0.0, **options}), text()
     if kind == "sft":

@@ -47,6 +47,13 @@ def counting(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         yield backend
 
 
+def compiled_and_plain(kind: str, dtype: torch.dtype, device: torch.device) -> list[Backbone]:
+    nets = [net_of(kind, dtype, device) for _ in range(2)]
+    compile_blocks(nets[0])
+    nets[0].fused = device.type == "cuda"  # on a CPU the head's softmax would take a minute; see test_kernels
+    return nets
+
+
 def compare(compiled: Backbone, plain: Backbone, rows: int, length: int, train: bool) -> None:
     device, dtype = plain.embed.weight.device, plain.embed.weight.dtype
     batch = batch_of(rows, length, device, seed=rows * length)
@@ -68,8 +75,7 @@ def test_a_run_of_all_sizes_compiles_few_times(
     device: torch.device, counting: Counting, kind: str, dtype: torch.dtype, compilations: int
 ) -> None:
     """Blocks with and without a gradient; in a dense net also a last block where only masked rows go on."""
-    compiled, plain = (net_of(kind, dtype, device) for _ in range(2))
-    compile_blocks(compiled)
+    compiled, plain = compiled_and_plain(kind, dtype, device)
     for step in RUN:
         compare(compiled, plain, *step)
     assert counting.graphs == compilations
@@ -78,8 +84,7 @@ def test_a_run_of_all_sizes_compiles_few_times(
 
 @pytest.mark.slow
 def test_documents_of_all_sizes_compile_once(device: torch.device, counting: Counting) -> None:
-    compiled, plain = (net_of("moe", torch.bfloat16, device) for _ in range(2))
-    compile_blocks(compiled)
+    compiled, plain = compiled_and_plain("moe", torch.bfloat16, device)
     for rows, length in ((4, 32), (3, 17), (5, 32)):
         tokens, where, scale = batch_of(rows, length, device, seed=length)
         mask = AttentionMask(documents=(tokens < VOCABULARY // 5).cumsum(1))
@@ -90,8 +95,7 @@ def test_documents_of_all_sizes_compile_once(device: torch.device, counting: Cou
 
 @pytest.mark.slow
 def test_float32_experts_run_between_compiled_parts(device: torch.device, counting: Counting) -> None:
-    compiled, plain = (net_of("moe", torch.float32, device) for _ in range(2))
-    compile_blocks(compiled)
+    compiled, plain = compiled_and_plain("moe", torch.float32, device)
     for step in RUN[:2]:
         compare(compiled, plain, *step)
     assert counting.graphs >= 3  # before, between and behind the two products of a block
@@ -99,8 +103,7 @@ def test_float32_experts_run_between_compiled_parts(device: torch.device, counti
 
 @pytest.mark.slow
 def test_checkpointing_and_compilation_go_together(device: torch.device, counting: Counting) -> None:
-    compiled, plain = (net_of("dense", torch.float32, device) for _ in range(2))
-    compile_blocks(compiled)
+    compiled, plain = compiled_and_plain("dense", torch.float32, device)
     compiled.checkpointing = True
     for step in RUN[:2]:
         compare(compiled, plain, *step)

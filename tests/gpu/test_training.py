@@ -100,12 +100,14 @@ class Watch(L.Callback):
             self.strict.__exit__(None, None, None)
 
 
-@pytest.mark.parametrize("backbone", ["dense", "moe"])
+@pytest.mark.parametrize(("backbone", "precision"), [("dense", "32-true"), ("moe", "bf16-mixed")], ids=["dense", "moe"])
 @pytest.mark.parametrize("kind", WAITS)
-def test_a_step_waits_where_it_says_so(device: torch.device, tmp_path: Path, kind: str, backbone: str) -> None:
+def test_a_step_waits_where_it_says_so(
+    device: torch.device, tmp_path: Path, kind: str, backbone: str, precision: str
+) -> None:
     module, batches = module_of(kind, tmp_path, backbone)
     watch = Watch(device)
-    fit(module, batches, device, watch, max_steps=4)
+    fit(module, batches, device, watch, max_steps=4, precision=precision)
     assert watch.mode.places == WAITS[kind]
 
 

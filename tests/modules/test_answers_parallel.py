@@ -21,6 +21,7 @@ from lit_llada.modules.reference import ReferenceWriter
 from lit_llada.modules.sft import SFTModule
 from lit_llada.modules.vrpo import VRPOModule
 from lit_llada.objectives.preference import Estimator
+from lit_llada.training.lora import LoRA
 from lit_llada.training.schedules import Schedule
 from lit_llada.training.strategies import FSDP2Strategy
 from lit_llada.training.trainer import Trainer
@@ -52,10 +53,11 @@ def diary(folder: Path, name: str = "diary") -> list[dict[str, float]]:
 
 def run(rank: int, folder: Path, data: Path, start: Path, kind: str, **options: Any) -> dict[str, float]:
     """The same command, every time; the last validation, and how the averaged weights ended."""
-    o = {"strategy": "auto", "accumulate": 1, "kill_at": -1, "save": 0, "diary": "diary", "reference": None, **options}
+    o = {"strategy": "auto", "accumulate": 1, "kill_at": -1, "save": 0, "diary": "diary", "reference": None}
+    o |= {"lora": None, **options}
     world = 1 if o["strategy"] == "auto" else 2
     L.seed_everything(1)
-    shared = {"init_from": str(start), "lr": 3e-3, "schedule": Schedule(warmup_steps=2)}
+    shared = {"init_from": str(start), "lr": 3e-3, "schedule": Schedule(warmup_steps=2), "lora": o["lora"]}
     if kind == "vrpo":
         module: Any = VRPOModule(**shared, estimator=Estimator(3), reference=o["reference"])
     else:
@@ -99,12 +101,11 @@ def test_ddp_fsdp2_and_accumulation_give_one_curve(
     assert max(step["train/grad_norm"] for step in one) > 1, "clipping was never on"
     for strategy in ("ddp", "fsdp2"):
         for mine, its in zip([*diary(folders[strategy]), ends[strategy]], [*one, ends["auto"]], strict=True):
-            # Scores and gains are small differences of large sums.
+            # Adam magnifies what rounding does to a gradient. Scores and gains are small differences of large sums.
             scale = max((abs(value) for name, value in its.items() if name.endswith("elbo")), default=0)
             for name, value in its.items():
-                rel = 1e-4 if name.endswith("norm") else 1e-5  # Adam soon magnifies what rounding does to a gradient
                 small = name.endswith(("gain", "score", "kl_proxy", "variance"))
-                assert mine[name] == pytest.approx(value, rel=rel, abs=1e-5 * scale if small else 0), (strategy, name)
+                assert mine[name] == pytest.approx(value, rel=1e-4, abs=1e-4 * scale if small else 0), (strategy, name)
 
 
 def killed(*args: Any, **options: Any) -> None:
@@ -131,15 +132,22 @@ def test_killed_and_resumed_equals_uninterrupted(
     assert resumed == reference
 
 
-def test_fine_tuning_goes_on_without_what_it_started_from(
-    forked: Any, tmp_path: Path, chats: Path, starts: dict[str, Path]
+@pytest.mark.parametrize(("kind", "lora"), [("sft", None), ("vrpo", LoRA(rank=2))])
+def test_a_run_goes_on_without_what_it_started_from(
+    forked: Any, tmp_path: Path, request: pytest.FixtureRequest, starts: dict[str, Path], kind: str, lora: Any
 ) -> None:
-    start = tmp_path / "start.ckpt"
+    if lora is not None:
+        pytest.importorskip("peft")
+    data = request.getfixturevalue("pairs" if kind == "vrpo" else "chats")
+    whole, broken, start = tmp_path / "whole", tmp_path / "broken", tmp_path / "start.ckpt"
+    whole.mkdir(), broken.mkdir()
     start.write_bytes(starts["dense"].read_bytes())
-    killed(tmp_path, chats, start, "sft", save=2, kill_at=3)
+    forked(partial(run, save=2, lora=lora), 1, whole, data, start, kind)
+    killed(broken, data, start, kind, save=2, lora=lora, kill_at=3)
     start.unlink()
-    forked(partial(run, save=2, diary="resumed"), 1, tmp_path, chats, start, "sft")
-    assert [step["step"] for step in diary(tmp_path, "resumed")] == [3, 4, 5]
+    forked(partial(run, save=2, lora=lora, diary="resumed"), 1, broken, data, start, kind)
+    assert diary(broken, "resumed") == diary(whole)[2:]
+    assert kind == "sft" or diary(whole)[-1]["train/score"] != 0, "policy and reference are one"
 
 
 def test_two_ranks_write_and_use_the_reference_of_one(

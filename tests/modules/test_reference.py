@@ -17,6 +17,7 @@ from lit_llada.modules.reference import CachedReference, ReferenceWriter
 from lit_llada.modules.sft import SFTModule
 from lit_llada.modules.vrpo import VRPOModule
 from lit_llada.objectives.preference import Estimator
+from lit_llada.training.lora import LoRA
 from tests.modules.conftest import SPARSE, Curve, data_of, module_of, trainer_of, write_rows
 
 
@@ -26,15 +27,20 @@ def write(root: Path, start: Path, folder: Path, **options: Any) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize(("net", "layout"), [("dense", "padded"), ("moe", "packed")])
+@pytest.mark.parametrize(
+    ("net", "layout", "lora"),
+    [("dense", "padded", None), ("moe", "packed", None), ("moe", "packed", LoRA(rank=2))],
+)
 def test_a_run_on_the_kept_reference_is_the_run_with_the_live_one_bit_for_bit(
-    tmp_path: Path, pairs: Path, starts: dict[str, Path], net: str, layout: str
+    tmp_path: Path, pairs: Path, starts: dict[str, Path], net: str, layout: str, lora: Any
 ) -> None:
+    if lora is not None:
+        pytest.importorskip("peft")
     live, kept = Curve(), Curve()
     trainer = trainer_of(tmp_path, live)
-    trainer.fit(module_of(starts[net], noise="record"), datamodule=data_of(pairs, layout=layout))
+    trainer.fit(module_of(starts[net], noise="record", lora=lora), datamodule=data_of(pairs, layout=layout))
     reference = write(tmp_path, starts[net], pairs, layout=layout)
-    module = module_of(starts[net], reference=reference)
+    module = module_of(starts[net], reference=reference, lora=lora)
     cached = trainer_of(tmp_path, kept)
     cached.fit(module, datamodule=data_of(pairs, layout=layout))
     assert not module._twin and module._cache is not None

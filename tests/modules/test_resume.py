@@ -96,27 +96,15 @@ def diary(folder: Path, rank: int = 0, name: str = "diary") -> list[dict[str, An
     return [json.loads(line) for line in (folder / f"{name}-{rank}.jsonl").read_text().splitlines()]
 
 
-def killed(forked: Any, world: int, *args: Any, **options: Any) -> None:
-    """Run until the kill; of two processes, the harness waits in vain for the results."""
-    if world > 1:
-        with pytest.raises(Exception):  # noqa: B017, PT011
-            forked(lambda rank: run(rank, *args, world=world, **options), world, timeout=25)
-        return
-    process = torch.multiprocessing.get_context("fork").Process(target=run, args=(0, *args), kwargs=options)
-    process.start()
-    process.join(120)
-    assert process.exitcode == -signal.SIGKILL
-
-
 @pytest.mark.parametrize(("world", "workers", "kill_at"), [(1, 0, 13), (1, 2, 16), (2, 0, 8)])
 def test_killed_and_resumed_equals_uninterrupted(
-    forked: Any, prepared: Path, tmp_path: Path, world: int, workers: int, kill_at: int
+    forked: Any, killed: Any, prepared: Path, tmp_path: Path, world: int, workers: int, kill_at: int
 ) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir(), broken.mkdir()
     options = {"world": world, "workers": workers}
     reference = forked(lambda rank: run(rank, whole, prepared, **options), world)
-    killed(forked, world, broken, prepared, workers=workers, kill_at=kill_at)
+    killed(lambda rank: run(rank, broken, prepared, **options, kill_at=kill_at), world)
     resumed = forked(lambda rank: run(rank, broken, prepared, **options, diary="resumed"), world)
     assert resumed == reference, "averaged weights differ"
     for rank in range(world):

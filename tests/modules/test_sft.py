@@ -8,19 +8,23 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from lit_llada.backbone import attention
 from lit_llada.backbone.config import BackboneConfig
 from lit_llada.checkpoint.load import load_net
+from lit_llada.data.answers import Sample, lay_out
 from lit_llada.data.packing import AnswerBatch
 from lit_llada.errors import UserError
 from lit_llada.modules.answers import locate, predict
 from lit_llada.modules.sft import SFTModule
 from lit_llada.objectives import noise
 from lit_llada.objectives.diffusion import answer_weights
+from tests.backbone.attention_reference import use_stand_ins
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = json.loads((GOLDEN / "golden_objective.json").read_text())["cases"]
@@ -49,6 +53,20 @@ def test_loss_through_the_model_equals_golden(dtype: torch.dtype, key: str, rtol
         assert torch.equal(found.masked, g["masked"].bool())
         loss = (found.nll.double() * weight[found.sample]).sum() if found.loss is None else found.loss.double()
         torch.testing.assert_close((loss / count).item(), CASES["sft_model"][key], rtol=rtol, atol=0)
+
+
+def test_a_batch_brings_the_layout_of_its_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made where the batch is made, on the CPU, so that no forward waits for a GPU to make it."""
+    samples = [Sample(np.arange(1, 1 + n), np.array([n - 1])) for n in (5, 8, 3)]
+    batch = lay_out(samples, np.arange(3), np.arange(3), 0, layout="packed", length=9)
+    net = load_net(GOLDEN / "dense_a", torch.float64)
+    expected = predict(net, batch, batch.answers >= 0, 0).nll
+    net.attention = "varlen"
+    use_stand_ins(monkeypatch)
+    monkeypatch.setattr(attention, "flash_layout", None)
+    torch.testing.assert_close(predict(net, batch, batch.answers >= 0, 0).nll, expected, rtol=1e-9, atol=1e-9)
+    with pytest.raises(TypeError):
+        predict(net, batch._replace(cu_seqlens=None), batch.answers >= 0, 0)
 
 
 class Table(nn.Module):

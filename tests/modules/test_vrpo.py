@@ -19,6 +19,7 @@ from lit_llada.modules.vrpo import VRPOModule
 from lit_llada.objectives.preference import ESTIMATORS, Estimator
 from tests.modules.conftest import Curve, data_of, module_of, trainer_of
 
+CPU = SimpleNamespace(root_device=torch.device("cpu"))
 ESTIMATED = {
     "vrpo": Estimator(4),
     "naive": ESTIMATORS["naive"],
@@ -37,16 +38,22 @@ def built(start: Path, accumulate: int = 1, moved: float = 0.0, **options: Any) 
     """A module in float64 in the middle of a run, its policy a little away from its reference."""
     module = VRPOModule(init_from=str(start), **options)
     trainer = SimpleNamespace(
-        accumulate_grad_batches=accumulate, world_size=1, ckpt_path=None, predicting=False, datamodule=None
+        accumulate_grad_batches=accumulate,
+        world_size=1,
+        ckpt_path=None,
+        predicting=False,
+        datamodule=None,
+        strategy=CPU,
     )
     module._trainer = trainer  # type: ignore[assignment]
     module.setup("fit")
     module.configure_model()
     module.double()
-    module._twin[0].double()
+    for twin in module._twin:
+        twin.double()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for p in module.parameters():
+        for p in filter(lambda p: p.requires_grad, module.parameters()):
             p += moved * torch.randn(p.shape, dtype=p.dtype, generator=generator)
     module._start_sums()
     return module

@@ -11,7 +11,9 @@ import torch
 
 from lit_llada.backbone.config import BackboneConfig
 from lit_llada.callbacks import EMA, SampleLogger
+from lit_llada.cli_sample import pick_device
 from lit_llada.data.datamodule import DiffusionDataModule
+from lit_llada.errors import UserError
 from lit_llada.modules.pretraining import PretrainingModule
 from lit_llada.training import trainer as trainer_module
 from lit_llada.training.strategies import FSDP2Strategy
@@ -29,6 +31,79 @@ def test_auto_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch, fa
 
 def test_fast_bfloat16_on_a_cpu_is_what_torch_says_of_it() -> None:
     assert fast_bfloat16("cpu") == (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+OLD_DRIVER = (
+    "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver by downloading"
+    " and installing a new\nversion from the URL: http://www.nvidia.com/Download/index.aspx"
+)
+NO_DRIVER = "Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU"
+MISMATCH = "Unexpected error from cudaGetDeviceCount(). Error 804: forward compatibility was attempted"
+
+
+def driver_says(monkeypatch: pytest.MonkeyPatch, message: str) -> None:
+    """A torch built for CUDA on a machine whose driver says this when it is started."""
+
+    def start() -> None:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setattr(torch.cuda, "init", start)
+
+
+@pytest.mark.parametrize(("message", "named"), [(OLD_DRIVER, "found version 11040"), (MISMATCH, "Error 804")])
+@pytest.mark.parametrize("accelerator", ["auto", "gpu", "cuda"])
+def test_a_driver_that_torch_cannot_use_is_refused(
+    monkeypatch: pytest.MonkeyPatch, accelerator: str, message: str, named: str
+) -> None:
+    """Whether torch then counts no device (auto would take the CPU) or Lightning counts some."""
+    driver_says(monkeypatch, message)
+    for counted in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda counted=counted: counted)
+        with pytest.raises(UserError, match=r"set trainer\.accelerator cpu") as refusal:
+            Trainer(accelerator=accelerator, **QUIET)
+        assert named in str(refusal.value) and "\n" not in str(refusal.value) and "http" not in str(refusal.value)
+    assert Trainer(accelerator="cpu", **QUIET).num_devices == 1
+    with pytest.raises(UserError, match="set --device cpu"):
+        pick_device("auto")
+    assert pick_device("cpu") == "cpu"
+
+
+@pytest.mark.parametrize("message", [NO_DRIVER, "No CUDA GPUs are available"])
+def test_a_machine_without_a_gpu_trains_on_the_cpu(monkeypatch: pytest.MonkeyPatch, message: str) -> None:
+    driver_says(monkeypatch, message)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert Trainer(accelerator="auto", **QUIET).strategy.root_device.type == "cpu"
+    assert pick_device("auto") == "cpu"
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """``card(capability)``: as if this machine had such a GPU, as far as the trainer's constructor asks."""
+
+    def call(capability: tuple[int, int]) -> None:
+        for where in ("fabric", "pytorch"):
+            monkeypatch.setattr(f"lightning.{where}.accelerators.cuda.num_cuda_devices", lambda: 1)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "init", lambda: None)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+
+    return call
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_bfloat16_on_a_gpu_that_has_none_is_refused(card: Any, precision: str) -> None:
+    card((7, 5))
+    with pytest.raises(
+        UserError, match=f"trainer.precision {precision} needs a GPU of .* 8.0 .* has 7.5; set .*16-mixed"
+    ):
+        Trainer(accelerator="gpu", devices=1, precision=precision, **QUIET)
+    for good in ("16-mixed", "32-true"):
+        assert Trainer(accelerator="gpu", devices=1, precision=good, **QUIET).precision == good
+    assert Trainer(accelerator="gpu", devices=1, **QUIET).precision == "32-true"  # auto
+    card((8, 0))
+    assert Trainer(accelerator="gpu", devices=1, precision=precision, **QUIET).precision == precision
+    assert Trainer(accelerator="gpu", devices=1, **QUIET).precision == "bf16-mixed"
 
 
 def final_loss(_rank: int, data: Path, world: int, precision: str, **options: Any) -> float:
