@@ -113,9 +113,18 @@ def grouped_applies(*weights: Tensor) -> bool:
 
 
 def _grouped(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
+    if x.dtype == torch.float32 and torch.compiler.is_compiling():
+        return _grouped_uncompiled(x, weight, counts)
     return F.grouped_mm(x, weight, offs=counts.cumsum(0, dtype=torch.int32))
 
 
+@torch.compiler.disable
+def _grouped_uncompiled(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
+    """For float32, which the kernels multiply but the compiler's rules for shapes refuse."""
+    return F.grouped_mm(x, weight, offs=counts.cumsum(0, dtype=torch.int32))
+
+
+@torch.compiler.disable  # the host reads the counts
 def _split(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
     """The plain path: one matrix product an expert."""
     parts = x.split(counts.tolist())

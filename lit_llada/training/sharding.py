@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
+from lit_llada.backbone.attention import AttentionPlan
 from lit_llada.checkpoint.adapters import without_adapters
 
 
 def compile_blocks(net: nn.Module) -> None:
     """Compile every block on its own and the head's softmax, in place: names of parameters stay.
 
-    Equal blocks share one compilation.
+    Equal blocks share one compilation, which serves every number of rows and tokens. Others are made for: the last
+    block, where only some rows go on; no gradient; an input without a gradient, as the first block's over a frozen
+    embedding. One row or one token is a case of its own.
     """
     for block in net.blocks:  # type: ignore[union-attr]
         block.compile()
+        block._compiled_call_impl = functools.partial(_call_with_any_size, block._compiled_call_impl)
     net.fused = True  # type: ignore[assignment]
+
+
+def _call_with_any_size(
+    compiled: Callable[..., Any], x: Tensor, table: Tensor, plan: AttentionPlan, rows: Tensor | None = None
+) -> Any:
+    """Say which sizes vary before torch sees the first ones: what it finds out by itself costs two compilations each.
+
+    Not ``dynamic=True``: there T = D in the first batch makes T a constant.
+    """
+    masks = () if plan.allowed is None else ((plan.allowed, (0, 2, 3)),)
+    flat = [(size, (0,)) for size in (rows, plan.real, plan.cu_seqlens) if size is not None]
+    for tensor, dims in ((x, (0, 1)), (table, (1,)), *masks, *flat):
+        torch._dynamo.maybe_mark_dynamic(tensor, dims)
+    return compiled(x, table, plan, rows)
 
 
 def shard(net: nn.Module, mesh: DeviceMesh, mixed: bool) -> None:
