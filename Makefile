@@ -5,6 +5,7 @@
 #   make test        what has to pass: style, types, layers, tests
 #   make test-oldest the tests again, with the oldest torch and lightning that pyproject.toml allows
 #   make bench       the benchmarks, ratios side by side
+#   make gpu         check and measure everything on one card, in six minutes
 #   make notebooks   run the notebooks from top to bottom
 #
 # The first target that runs makes .venv; a changed pyproject.toml installs again.
@@ -14,7 +15,7 @@ MODEL ?= demo
 SEED ?= 1
 BIN := .venv/bin
 
-.PHONY: data demo repl test test-oldest bench notebooks clean
+.PHONY: data demo repl test test-oldest bench gpu notebooks clean
 .NOTPARALLEL:
 
 LLADA := $(BIN)/lit-llada
@@ -66,6 +67,9 @@ test-oldest: .venv-oldest/installed
 bench: .venv/installed-core
 	@for file in $$(grep -l __main__ benchmarks/*.py); do \
 		echo "== $$file"; $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit 1; done
+
+gpu: .venv/installed-dev
+	$(BIN)/python -m benchmarks.gpu
 
 # Limits of their own, in seconds: of a cell, and of a notebook instead of pyproject's for a test.
 notebooks: export OMP_NUM_THREADS = 1

@@ -35,16 +35,17 @@ def rotate_half(x: Tensor) -> Tensor:
 class PlainAttention(nn.Module):
     def __init__(self, c: BackboneConfig) -> None:
         super().__init__()
-        self.heads = c.n_heads
-        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
-            nn.Linear(c.d_model, c.d_model, bias=False) for _ in range(4)
-        )
+        self.width, self.grouped = c.head_width, c.kv_heads < c.n_heads
+        q, kv = c.n_heads * c.head_width, c.kv_heads * c.head_width
+        self.q_proj, self.o_proj = nn.Linear(c.d_model, q, bias=False), nn.Linear(q, c.d_model, bias=False)
+        self.k_proj, self.v_proj = (nn.Linear(c.d_model, kv, bias=False) for _ in range(2))
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         projected = (self.q_proj(x), self.k_proj(x), self.v_proj(x))
-        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in projected)
+        q, k, v = (y.unflatten(-1, (-1, self.width)).transpose(1, 2) for y in projected)
         q, k = ((y.float() * cos + rotate_half(y.float()) * sin).to(y.dtype) for y in (q, k))
-        return self.o_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        out = F.scaled_dot_product_attention(q, k, v, enable_gqa=self.grouped)
+        return self.o_proj(out.transpose(1, 2).flatten(2))
 
 
 class PlainMLP(nn.Module):
@@ -112,8 +113,8 @@ class PlainTransformer(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         c, x = self.config, self.embed_tokens(tokens)
-        frequency = c.rope_theta ** (-torch.arange(0, c.head_width, 2).float() / c.head_width)
-        angle = torch.arange(tokens.shape[1]).float()[:, None] * frequency
+        frequency = c.rope_theta ** (-torch.arange(0, c.head_width, 2, device=x.device).float() / c.head_width)
+        angle = torch.arange(tokens.shape[1], device=x.device).float()[:, None] * frequency
         angle = torch.cat((angle, angle), dim=-1)
         cos, sin = angle.cos(), angle.sin()
         for layer in self.layers:
@@ -127,7 +128,9 @@ class PlainTransformer(nn.Module):
         self.lm_head.weight.copy_(net.head.weight)  # type: ignore[union-attr]
         for mine, its in zip(self.layers, net.blocks, strict=True):
             a, m = mine.self_attn, mine.mlp
-            for linear, part in zip((a.q_proj, a.k_proj, a.v_proj), its.attn.qkv.weight.chunk(3), strict=True):
+            for linear, part in zip(
+                (a.q_proj, a.k_proj, a.v_proj), its.attn.qkv.weight.split(its.attn.widths), strict=True
+            ):
                 linear.weight.copy_(part)
             a.o_proj.weight.copy_(its.attn.out.weight)
             for linear, part in zip((m.gate_proj, m.up_proj), its.mlp.gate_up.weight.chunk(2), strict=True):
@@ -144,6 +147,6 @@ def plain_loss(logits: Tensor, tokens: Tensor, masked: Tensor, p_mask: Tensor) -
 
 def plain_noise(tokens: Tensor, mask_id: int, eps: float = 1e-3) -> tuple[Tensor, Tensor, Tensor]:
     """Noisy tokens, masked ``[B, T]`` and p_mask ``[B]`` as the published training guideline draws them."""
-    p_mask = (1 - eps) * torch.rand(len(tokens)) + eps
-    masked = torch.rand(tokens.shape) < p_mask[:, None]
+    p_mask = (1 - eps) * torch.rand(len(tokens), device=tokens.device) + eps
+    masked = torch.rand(tokens.shape, device=tokens.device) < p_mask[:, None]
     return torch.where(masked, mask_id, tokens), masked, p_mask

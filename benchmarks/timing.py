@@ -61,6 +61,13 @@ def seconds(step: Step) -> float:
     return time.perf_counter() - begin
 
 
+def now(device: torch.device) -> float:
+    """Seconds, once the device has done what it was asked."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 def gemm_peak(dtype: torch.dtype, size: int = 1024, repeats: int = 20) -> float:
     """Floating-point operations per second of a square matrix product: the best of ``repeats``."""
     a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
@@ -105,6 +112,7 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     Console(width=140).print(out)
 
 
-def verdict(ratio: float, bar: float) -> str:
+def verdict(ratio: float, bar: float, at_most: bool = False) -> str:
     """The bar, and whether it is reached."""
-    return f">= {bar:g} {'yes' if ratio >= bar else 'NO'}"
+    reached = ratio <= bar if at_most else ratio >= bar
+    return f"{'<=' if at_most else '>='} {bar:g} {'yes' if reached else 'NO'}"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.plain import PlainTransformer, plain_loss, plain_noise
 from benchmarks.timing import Comparison, arguments, compare, gemm_peak, peak_memory, table, verdict
+from lit_llada.backbone.attention import AttentionMask
 from lit_llada.backbone.config import BackboneConfig
 from lit_llada.backbone.head import weighted_nll
 from lit_llada.backbone.transformer import Backbone
@@ -30,23 +31,28 @@ class Ours(NamedTuple):
     """Our net, and its loss on given or fresh noise."""
 
     net: Backbone
+    mask: AttentionMask | None = None
 
     def loss(self, tokens: Tensor, noisy: Tensor, masked: Tensor, p_mask: Tensor) -> Tensor:
         rows = masked.flatten().nonzero().squeeze(1)
-        return self.net.weighted_nll(noisy, tokens, rows, bound_weights(rows, p_mask, T))[0] / tokens.numel()
+        weights = bound_weights(rows, p_mask, tokens.shape[1])
+        return self.net.weighted_nll(noisy, tokens, rows, weights, self.mask)[0] / tokens.numel()
 
     def noise(self, tokens: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        keys = torch.arange(step * B, (step + 1) * B)
+        rows = len(tokens)
+        keys = torch.arange(step * rows, (step + 1) * rows, device=tokens.device)
         maskable = torch.ones_like(tokens, dtype=torch.bool)
         return mask_tokens(tokens, maskable, sample_times(keys, 1), keys, self.net.config.vocabulary - 1, 1)
 
 
 def stepper(net: nn.Module, loss: Callable[[int], Tensor], dtype: torch.dtype) -> Callable[[], None]:
-    """One training step a call; ``loss`` gets the number of the step."""
-    optimizer, count = torch.optim.AdamW(net.parameters(), lr=1e-4, weight_decay=0.1, fused=True), iter(range(10**9))
+    """One training step a call, where the net is; ``loss`` gets the number of the step."""
+    device = next(net.parameters()).device.type
+    trainable = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    optimizer, count = torch.optim.AdamW(trainable, lr=1e-4, weight_decay=0.1, fused=True), iter(range(10**9))
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16, enabled=dtype is torch.bfloat16):
             value = loss(next(count))
         value.backward()
         optimizer.step()

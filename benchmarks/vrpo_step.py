@@ -20,7 +20,7 @@ from benchmarks.timing import arguments, compare, peak_memory, table, verdict
 from lit_llada.backbone.config import BackboneConfig
 from lit_llada.backbone.transformer import Backbone
 from lit_llada.data.packing import AnswerBatch
-from lit_llada.modules.answers import locate, predict
+from lit_llada.modules.answers import Masked, locate, predict
 from lit_llada.modules.vrpo import sum_over_answers
 from lit_llada.objectives.preference import (
     Draws,
@@ -36,12 +36,14 @@ PAIRS, PROMPT, ANSWER, VOCABULARY, BETA = 2, 64, 64, 32_768, 0.2
 SPEED_BAR, MEMORY_BAR = 1.5, 3.0
 
 
-def make_batch() -> AnswerBatch:
-    """Random pairs, one answer to a row."""
-    rows, length = 2 * PAIRS, PROMPT + ANSWER
-    tokens = torch.randint(VOCABULARY - 1, (rows, length))
-    answers = torch.arange(ANSWER) + PROMPT + torch.arange(rows)[:, None] * length
-    keys = torch.arange(PAIRS).repeat(2)
+def make_batch(
+    vocabulary: int = VOCABULARY, rows: int = 2 * PAIRS, prompt: int = PROMPT, answer: int = ANSWER
+) -> AnswerBatch:
+    """Random pairs on torch's default device, one answer to a row."""
+    length = prompt + answer
+    tokens = torch.randint(vocabulary - 1, (rows, length))
+    answers = torch.arange(answer) + prompt + torch.arange(rows)[:, None] * length
+    keys = torch.arange(rows // 2).repeat(2)
     return AnswerBatch(tokens, torch.zeros_like(tokens), answers, keys, keys)
 
 
@@ -50,34 +52,43 @@ def loss_of(draws: Draws, sums: Tensor, reference: Tensor) -> Tensor:
     return preference_loss(score(policy, tied, BETA), BETA).sum()
 
 
+def our_sums(model: Backbone, batch: AnswerBatch, place: Masked) -> Tensor:
+    """``[2P]`` sums of log p over the masked tokens of one draw."""
+    return sum_over_answers(predict(model, batch, place, model.config.vocabulary - 1), len(batch.keys))
+
+
+@torch.no_grad()
+def our_reference(model: Backbone, batch: AnswerBatch, draws: Draws) -> Tensor:
+    """``[n, 2P]``, the same for all draws."""
+    return torch.stack([our_sums(model, batch, place) for place in locate(batch, draws.masked)])
+
+
 def our_step(net: Backbone, twin: Backbone | None, cache: Tensor, batch: AnswerBatch, draws: Draws) -> None:
     """Gradients of a step; with a twin the reference is asked, without one the cache is read."""
-
-    places = locate(batch, draws.masked)
-
-    def sums_of(model: Backbone, draw: int) -> Tensor:
-        return sum_over_answers(predict(model, batch, places[draw], VOCABULARY - 1), 2 * PAIRS)
+    places, mask_id = locate(batch, draws.masked), net.config.vocabulary - 1
 
     def weighted(draw: int, slopes: Tensor) -> Tensor:
-        loss = predict(net, batch, places[draw], VOCABULARY - 1, -slopes).loss
+        loss = predict(net, batch, places[draw], mask_id, -slopes).loss
         assert loss is not None  # weights were given
         return loss
 
     if twin is not None:
-        with torch.no_grad():
-            cache = torch.stack([sums_of(twin, draw) for draw in range(len(places))])
+        cache = our_reference(twin, batch, draws)
     rest, _ = two_pass(
-        lambda draw: (sums_of(net, draw), None), len(places), lambda s: loss_of(draws, s, cache), weighted=weighted
+        lambda draw: (our_sums(net, batch, places[draw]), None),
+        len(places),
+        lambda s: loss_of(draws, s, cache),
+        weighted=weighted,
     )
     rest.backward()
 
 
 def plain_sums(model: PlainTransformer, batch: AnswerBatch, draws: Draws) -> Tensor:
     """``[n, 2P]`` with the logits of every position, draw by draw."""
-    found = []
+    found, mask_id = [], model.config.vocabulary - 1
     for masked in draws.masked:
-        where = F.pad(masked, (PROMPT, 0))
-        logits = model(torch.where(where, VOCABULARY - 1, batch.tokens)).float()
+        where = F.pad(masked, (batch.tokens.shape[1] - masked.shape[1], 0))
+        logits = model(torch.where(where, mask_id, batch.tokens)).float()
         logs = logits.log_softmax(-1).gather(-1, batch.tokens[..., None]).squeeze(-1)
         found.append((logs * where).sum(1))
     return torch.stack(found)

@@ -1,0 +1,1 @@
+"""``python -m benchmarks.gpu``: what this kit does on one card, checked and measured in a few minutes."""
