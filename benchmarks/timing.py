@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does; see lit_llada/cli.py
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")
 
 import torch
