@@ -317,11 +317,17 @@ def test_auto_chooses_on_a_gpu(
 
 
 @pytest.mark.parametrize(
-    ("length", "chosen"), [(attention.EAGER_LENGTH, "eager"), (attention.EAGER_LENGTH + 1, "sdpa")]
+    ("dtype", "length", "chosen"),
+    [
+        (torch.bfloat16, attention.EAGER_LENGTH, "eager"),
+        (torch.bfloat16, attention.EAGER_LENGTH + 1, "sdpa"),
+        (torch.float64, 9, "eager"),
+        (torch.float32, 9, "sdpa"),
+    ],
 )
-def test_auto_chooses_on_a_cpu(card: Any, length: int, chosen: str) -> None:
+def test_auto_chooses_on_a_cpu(card: Any, dtype: torch.dtype, length: int, chosen: str) -> None:
     card((9, 0), "flash varlen")
-    plan = plan_attention(None, False, torch.Size((2, length)), 64, torch.bfloat16, CPU, "auto")
+    plan = plan_attention(None, False, torch.Size((2, length)), 64, dtype, CPU, "auto")
     assert plan == AttentionPlan(chosen, False)
 
 
