@@ -22,8 +22,10 @@ def compile_blocks(net: nn.Module) -> None:
 
     Equal blocks share one compilation, which serves every number of rows and tokens. Others are made for: the last
     block, where only some rows go on; no gradient; an input without a gradient, as the first block's over a frozen
-    embedding. One row or one token is a case of its own.
+    embedding; frozen weights; torch's inference mode. One row or one token is a case of its own.
     """
+    # Of one function for all nets; beyond it torch gives up compiling. VRPO in a dense net needs 7, without an average.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 16)
     for block in net.blocks:  # type: ignore[union-attr]
         block.compile()
         block._compiled_call_impl = functools.partial(_call_with_any_size, block._compiled_call_impl)

@@ -62,9 +62,14 @@ def module_of(kind: str, folder: Path, backbone: str = "dense", **options: Any) 
         return PretrainingModule(CONFIGS[backbone], **{"random_length": 0.0, **options}), text()
     if kind == "sft":
         return SFTModule(CONFIGS[backbone], **options), answers()
+    return VRPOModule(init_from=start_of(folder, backbone), estimator=Estimator(3), **options), answers(sides=2)
+
+
+def start_of(folder: Path, backbone: str) -> str:
+    """A checkpoint to start from."""
     start = folder / f"{backbone}.ckpt"
     write_run(net_of(backbone, torch.float32, torch.device("cpu")), MASK, {}, start)
-    return VRPOModule(init_from=str(start), estimator=Estimator(3), **options), answers(sides=2)
+    return str(start)
 
 
 class Curve(L.Callback):
@@ -82,13 +87,16 @@ class Curve(L.Callback):
         self.steps.append({name: float(trainer.callback_metrics[name]) for name in ("train/loss", "train/grad_norm")})
 
 
-def fit(module: DiffusionModule, batches: list[Any], device: torch.device, *callbacks: L.Callback, **options: Any):
+def fit(
+    module: DiffusionModule, batches: list[Any], device: torch.device, *callbacks: L.Callback, **options: Any
+) -> Trainer:
     """Six steps; ``options`` are the trainer's, and ``ckpt_path``."""
     start = options.pop("ckpt_path", None)
     L.seed_everything(1)
     trainer = Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu", devices=1, callbacks=list(callbacks), logger=False,
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, gradient_clip_val=1.0,
+        use_distributed_sampler=False,
         **{"precision": "32-true", "max_steps": STEPS, "enable_checkpointing": False, **options},
     )  # fmt: skip
     trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=None), ckpt_path=start)

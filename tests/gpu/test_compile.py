@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from lit_llada.backbone.attention import AttentionMask
+from lit_llada.backbone import attention
+from lit_llada.backbone.attention import AttentionMask, Backend
 from lit_llada.backbone.transformer import Backbone
 from lit_llada.training.sharding import compile_blocks
 from tests.gpu.nets import VOCABULARY, batch_of, distance, loss_and_gradients, net_of
@@ -82,9 +84,26 @@ def test_a_run_of_all_sizes_compiles_few_times(
     assert counting.graphs - 1 <= MOST_RECOMPILATIONS
 
 
+def packed_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, longest: int, causal: bool) -> Tensor:
+    """A kernel of packed documents that the compiler can read: ``[N, H, h]``."""
+    document = torch.searchsorted(cu_seqlens, torch.arange(len(q), device=q.device, dtype=torch.int32), right=True)
+    parts = (x.transpose(0, 1)[None] for x in (q, k, v))
+    out = F.scaled_dot_product_attention(*parts, attn_mask=document[:, None] == document, enable_gqa=True)
+    return out[0].transpose(0, 1)
+
+
 @pytest.mark.slow
-def test_documents_of_all_sizes_compile_once(device: torch.device, counting: Counting) -> None:
+@pytest.mark.parametrize("backend", ["sdpa", "varlen"])
+def test_documents_of_all_sizes_compile_once(
+    device: torch.device, counting: Counting, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
     compiled, plain = compiled_and_plain("moe", torch.bfloat16, device)
+    compiled.attention, plain.attention = backend, "sdpa"
+    if device.type == "cpu":
+        monkeypatch.setattr(attention, "lacks", lambda *_: None)
+        monkeypatch.setattr(attention, "packed_kernel", lambda *_: packed_attention)
+    elif backend == "varlen" and (lacking := attention.lacks(backend, 8, torch.bfloat16, device)):
+        pytest.skip(f"varlen needs {lacking}")
     for rows, length in ((4, 32), (3, 17), (5, 32)):
         tokens, where, scale = batch_of(rows, length, device, seed=length)
         mask = AttentionMask(documents=(tokens < VOCABULARY // 5).cumsum(1))

@@ -18,14 +18,14 @@ from torch.overrides import TorchFunctionMode
 import lit_llada
 from lit_llada.training.strategies import FSDP2Strategy
 from tests.gpu.nets import distance
-from tests.gpu.runs import STEPS, Curve, fit, module_of, resumable
+from tests.gpu.runs import STEPS, Curve, fit, module_of, resumable, start_of
 
 PACKAGE = Path(lit_llada.__file__).parent
 READS = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "cpu", "numpy"}  # by the host
 SIZES = {"nonzero", "masked_select", "unique", "bincount"}  # of the result, which depend on values
 COPIES = {"tensor", "as_tensor", "new_tensor"}  # of numbers to a device
 
-# What the documentation of a step admits: R, the number of masked tokens (of each draw), and whether the step is finite.
+# What a step says of itself: R, the number of masked tokens (of each draw), and whether the step is finite.
 FINITE = {"configure_gradient_clipping": 1}
 WAITS = {
     "pretraining": {"_denoise": 1, **FINITE},
@@ -121,11 +121,12 @@ def test_every_kind_of_wait_is_seen(device: torch.device) -> None:
 
 
 def test_fsdp2_of_one_process_is_one_device(device: torch.device, tmp_path: Path) -> None:
-    curves = []
+    """From a checkpoint: shards are drawn on the device, a whole net on the CPU, and these draw other numbers."""
+    start, curves = start_of(tmp_path, "moe"), []
     for strategy in ("auto", FSDP2Strategy()):
-        curve = Curve()
+        curve, (module, batches) = Curve(), module_of("pretraining", tmp_path, "moe", init_from=start)
         try:
-            fit(*module_of("pretraining", tmp_path, "moe", random_length=0.3), device, curve, strategy=strategy)
+            fit(module, batches, device, curve, strategy=strategy)
         finally:
             if torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
