@@ -25,6 +25,7 @@ from lit_llada.backbone.layers import widen
 # products. The GPU's number is reasoned, not measured.
 CHUNK_LOGITS = {"cpu": 2**20, "cuda": 2**27}
 LEAST_POSITIONS = 256
+CACHED_NUMBERS = 2**20  # 4 MiB in float32, which the caches of a CPU hold
 
 
 def chunked_nll(x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, fused: bool = False) -> Tensor:
@@ -132,52 +133,63 @@ def _losses_and_gradients(
     grad_x = torch.empty_like(x) if needed[0] else None
     grad_w = torch.zeros_like(weight, dtype=nll.dtype) if needed[1] else None
     grad_b = None if bias is None or not needed[2] else torch.zeros_like(bias, dtype=nll.dtype)
-    softmax = _fused_softmax() if fused else nll_and_softmax
     size = max(CHUNK_LOGITS.get(x.device.type, 2**27) // len(weight), LEAST_POSITIONS)
-    for chunk in (slice(begin, begin + size) for begin in range(0, len(x), size)):
+    # The large buffers are made once: fresh pages for every chunk cost a CPU more than its products in bfloat16 do.
+    buffer = w.new_empty(min(size, len(x)), len(w))
+    product = torch.empty_like(w) if needed[1] and nll.dtype != dtype else None
+    for begin in range(0, len(x), size):
+        chunk = slice(begin, begin + size)
         part, wanted = x[chunk].to(dtype), targets[chunk, None]
+        logits = torch.mm(part, w.T, out=buffer[: len(part)])
+        if b is not None:
+            logits += b
         if scale is None or not any(needed):
-            nll[chunk] = F.cross_entropy(widen(F.linear(part, w, b)), targets[chunk], reduction="none")
+            nll[chunk] = F.cross_entropy(widen(logits), targets[chunk], reduction="none")
             continue
-        factor = scale[chunk].to(nll.dtype)
-        nll[chunk], slopes = softmax(F.linear(part, w, b), wanted, factor, dtype)
+        nll[chunk] = _fused_softmax()(logits, wanted) if fused else _softmax_in_cache(logits, wanted)
+        slopes = logits
         # p - 1 where the target is: from the nll, for a p close to 1 has few digits left.
-        slopes.scatter_(1, wanted, (torch.expm1(-nll[chunk]) * factor).to(dtype)[:, None])
+        slopes[torch.arange(len(part), device=x.device), targets[chunk]] = torch.expm1(-nll[chunk]).to(dtype)
+        factor = scale[chunk, None].to(dtype)  # meets the narrow side of both products
         if grad_x is not None:
-            grad_x[chunk] = slopes @ w
-        if grad_w is not None:
-            _add_product(grad_w, slopes.T, part)
+            grad_x[chunk] = (slopes @ w) * factor
+        if grad_w is not None and product is None:
+            grad_w.addmm_(slopes.T, part * factor)
+        elif grad_w is not None:
+            _add_narrower(grad_w, torch.mm(slopes.T, part * factor, out=product))
         if grad_b is not None:
-            grad_b += slopes.sum(0, dtype=grad_b.dtype)
-        del slopes  # before the next chunk's are made
+            grad_b += (slopes.T @ factor).squeeze(1)
     grad_w, grad_b = (None if g is None else g.to(weight.dtype) for g in (grad_w, grad_b))
     return nll, grad_x, grad_w, grad_b
 
 
-def nll_and_softmax(logits: Tensor, targets: Tensor, scale: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The nll ``[C]`` of targets ``[C, 1]``, and ``scale * softmax(logits)`` in ``dtype``, ``[C, V]``.
-
-    It changes float32 logits in place.
-    """
+def nll_and_softmax_(logits: Tensor, targets: Tensor) -> Tensor:
+    """The nll ``[C]`` of targets ``[C, 1]``; the logits ``[C, V]`` become their softmax in place."""
     z = widen(logits)
     right, most = z.gather(1, targets), z.amax(1, keepdim=True)
-    z = z.sub_(most).exp_()
-    total = z.sum(1, keepdim=True)
-    return (total.log() + (most - right)).squeeze(1), z.mul_(scale[:, None] / total).to(dtype)
+    p = z.softmax(1)
+    logits.copy_(p)
+    # logsumexp = most - log(p of the most likely), and that p is at least 1 / V: its log loses nothing.
+    return (most - right - p.amax(1, keepdim=True).log()).squeeze(1)
+
+
+def _softmax_in_cache(logits: Tensor, targets: Tensor) -> Tensor:
+    """:func:`nll_and_softmax_`, a few positions at a time: all its passes over them find them in the cache of a CPU."""
+    few = max(CACHED_NUMBERS // logits.shape[1], 1)
+    return torch.cat([nll_and_softmax_(*each) for each in zip(logits.split(few), targets.split(few), strict=True)])
+
+
+def _add_narrower(total: Tensor, term: Tensor) -> None:
+    """``total += term`` where the term is bfloat16, in parts on a CPU, whose adding of two dtypes at once is slow."""
+    few = CACHED_NUMBERS // total.shape[1] + 1 if total.device.type == "cpu" else len(total)
+    for to, by in zip(total.split(few), term.split(few), strict=True):
+        to += widen(by) if total.device.type == "cpu" else by
 
 
 @functools.cache
-def _fused_softmax() -> Callable[..., tuple[Tensor, Tensor]]:
-    compiled: Any = torch.compile(nll_and_softmax, dynamic=True)
+def _fused_softmax() -> Callable[..., Tensor]:
+    compiled: Any = torch.compile(nll_and_softmax_, dynamic=True)
     return compiled
-
-
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """``total += a @ b``, where total may be wider."""
-    if total.dtype == a.dtype:
-        total.addmm_(a, b)
-    else:
-        total += a @ b
 
 
 def _working_dtype(x: Tensor) -> torch.dtype:
