@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from lit_llada.backbone.config import SIZES, BackboneConfig
+from lit_llada.backbone.head import CHUNK_LOGITS
 
-HEAD_ROWS = 256  # rows whose logits exist at once
 RANK = 8
 LENGTH = 4096  # of a row in the recipes
 
@@ -63,10 +63,13 @@ def adapter_parameters(config: BackboneConfig, rank: int) -> int:
     return rank * sides * c.n_layers
 
 
-def head(config: BackboneConfig, rows: int, cast: bool) -> float:
-    """Of the loss: a chunk of logits in bfloat16 and float32 with its gradient, the rows, and W once more if cast."""
-    chunk = min(rows, HEAD_ROWS) * config.vocabulary * (2 + 4 + 4)
-    return chunk + rows * config.d_model * 8 + (2 * config.vocabulary * config.d_model if cast else 0)
+def head(config: BackboneConfig, positions: int, trained: bool) -> float:
+    """Of the loss, compiled: a chunk of logits in bfloat16, the positions and their gradients in float32.
+
+    If W is trained, also W in bfloat16 and a chunk's part of its gradient; the gradient itself is not counted here.
+    """
+    chunk = 2 * min(positions * config.vocabulary, CHUNK_LOGITS["cuda"])
+    return chunk + positions * config.d_model * 8 + (2 * 2 * config.vocabulary * config.d_model if trained else 0)
 
 
 def adapted(config: BackboneConfig, rows: int) -> dict[str, float]:
@@ -76,7 +79,7 @@ def adapted(config: BackboneConfig, rows: int) -> dict[str, float]:
         "weights": 2 * config.parameter_count(),
         "gradients, moments": 16 * adapter_parameters(config, RANK),
         "activations": activations(config, tokens, frozen=True, checkpointing=True),
-        "head": head(config, tokens // 2, cast=False),
+        "head": head(config, tokens // 2, trained=False),
     }
 
 
@@ -91,7 +94,7 @@ def sharded(config: BackboneConfig, rows: int, cards: int) -> dict[str, float]:
         # gradients, and these once more where they are sent.
         "gathered": (2 * 2 + 2 + 4) * block + 3 * 4 * vocabulary,
         "activations": activations(config, tokens, frozen=False, checkpointing=True),
-        "head": head(config, tokens // 2, cast=True),
+        "head": head(config, tokens // 2, trained=True),
     }
 
 
