@@ -45,6 +45,8 @@ def teach(net: Backbone, data: str, steps: int) -> None:
         ids, [(start, stop)] = template.encode(told, folder.tokenizer)
         rows.append((ids[:start], ids[start:stop] + [folder.tokenizer.eos_id] * (NEW + start - stop)))
     optimizer, width = torch.optim.Adam(net.parameters(), lr=3e-3), max(len(prompt) for prompt, _ in rows) + NEW
+    # The rate falls to nothing, so that what has been learnt does not turn on the rounding of the last steps.
+    falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
     for step in range(steps):
         prompt, answer = rows[step % len(rows)]
         clean = torch.tensor([prompt + answer] * 8)
@@ -54,6 +56,7 @@ def teach(net: Backbone, data: str, steps: int) -> None:
         optimizer.zero_grad()
         F.cross_entropy(logits[masked], clean[masked]).backward()
         optimizer.step()
+        falling.step()
 
 
 @pytest.fixture(scope="session")
@@ -66,10 +69,10 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Taught:
     ]
     (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = prepare_chat([str(root / "rows.jsonl")], str(root / "data"), val_fraction=0.3, workers=1)
-    torch.manual_seed(1)
+    torch.manual_seed(3)
     torch.set_num_threads(1)
     net = Backbone(BackboneConfig(vocab_size=258, d_model=32, n_layers=2, n_heads=2, ff_dim=64))
-    net.init_weights(seed=1)
+    net.init_weights(seed=3)
     teach(net, str(data), 400)
     write_run(net, 257, read_files(data / "tokenizer"), root / "taught.ckpt")
     return Taught(str(data), str(root / "taught.ckpt"))

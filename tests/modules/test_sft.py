@@ -60,13 +60,14 @@ def test_a_batch_brings_the_layout_of_its_documents(monkeypatch: pytest.MonkeyPa
     samples = [Sample(np.arange(1, 1 + n), np.array([n - 1])) for n in (5, 8, 3)]
     batch = lay_out(samples, np.arange(3), np.arange(3), 0, layout="packed", length=9)
     net = load_net(GOLDEN / "dense_a", torch.float64)
-    expected = predict(net, batch, batch.answers >= 0, 0).nll
+    where = locate(batch, (batch.answers >= 0)[None])
+    expected = predict(net, batch, *where, 0).nll
     net.attention = "varlen"
     use_stand_ins(monkeypatch)
     monkeypatch.setattr(attention, "flash_layout", None)
-    torch.testing.assert_close(predict(net, batch, batch.answers >= 0, 0).nll, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(predict(net, batch, *where, 0).nll, expected, rtol=1e-9, atol=1e-9)
     with pytest.raises(TypeError):
-        predict(net, batch._replace(cu_seqlens=None), batch.answers >= 0, 0)
+        predict(net, batch._replace(cu_seqlens=None), *where, 0)
 
 
 class Table(nn.Module):

@@ -35,7 +35,7 @@ from lit_llada.training.schedules import Schedule
 from lit_llada.training.sharding import weight_digest
 from lit_llada.training.strategies import FSDP2Strategy
 from lit_llada.training.trainer import Trainer
-from tests.modules.test_vrpo import batch_of, built, gradient
+from tests.modules.test_vrpo import CPU, batch_of, built, gradient
 
 pytest.importorskip("peft", reason="adapters are peft's: pip install 'lit_llada[lora]'")
 
@@ -217,7 +217,7 @@ def test_vrpo_with_adapters_has_one_net_in_memory(tmp_path, memory_of_building) 
     base, held = start(WIDE, tmp_path / "base.ckpt"), {}
     for name, lora in {"plain": None, "lora": LORA}.items():
         module = VRPOModule(init_from=base, mask_id=257, lora=lora)
-        module._trainer = SimpleNamespace(predicting=False, datamodule=None)
+        module._trainer = SimpleNamespace(predicting=False, datamodule=None, strategy=CPU)
         module.setup("fit")
         held[name] = memory_of_building(module) / (4 * WIDE.parameter_count())
     assert 1.0 < held["lora"] < 1.1 and held["plain"] >= 2.0, held
@@ -269,7 +269,7 @@ def test_a_base_in_bfloat16_takes_half_the_memory(tmp_path, memory_of_building) 
     base, held = start(WIDE, tmp_path / "base.ckpt"), {}
     for kind in ("float32", "bfloat16"):
         module = SFTModule(init_from=base, mask_id=257, lora=LoRA(rank=1, base=kind))
-        module._trainer = SimpleNamespace(precision="bf16-mixed", strategy=None, datamodule=None)
+        module._trainer = SimpleNamespace(precision="bf16-mixed", strategy=CPU, datamodule=None)
         module.setup("fit")
         held[kind] = memory_of_building(module)
     assert held["float32"] > 4 * WIDE.parameter_count()
