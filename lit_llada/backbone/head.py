@@ -174,16 +174,21 @@ def nll_and_softmax_(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _softmax_in_cache(logits: Tensor, targets: Tensor) -> Tensor:
-    """:func:`nll_and_softmax_`, a few positions at a time: all its passes over them find them in the cache of a CPU."""
-    few = max(CACHED_NUMBERS // logits.shape[1], 1)
+    """:func:`nll_and_softmax_`, on a CPU a few positions at a time: all its passes then find them in the cache."""
+    few = _at_once(logits)
     return torch.cat([nll_and_softmax_(*each) for each in zip(logits.split(few), targets.split(few), strict=True)])
 
 
 def _add_narrower(total: Tensor, term: Tensor) -> None:
     """``total += term`` where the term is bfloat16, in parts on a CPU, whose adding of two dtypes at once is slow."""
-    few = CACHED_NUMBERS // total.shape[1] + 1 if total.device.type == "cpu" else len(total)
+    few = _at_once(total)
     for to, by in zip(total.split(few), term.split(few), strict=True):
         to += widen(by) if total.device.type == "cpu" else by
+
+
+def _at_once(x: Tensor) -> int:
+    """How many rows of a matrix the cache of a CPU holds, at least 1; all of them on other devices."""
+    return max(CACHED_NUMBERS // x.shape[1] if x.device.type == "cpu" else len(x), 1)
 
 
 @functools.cache
