@@ -39,7 +39,7 @@ demo: data
 	$(LLADA) fit $(REPL) --model.init_from $(BASE) --trainer.max_steps 800 --run_dir runs/$(MODEL)_sft
 	$(LLADA) prepare preference --from $(SFT) $(DRAW) --size 1600 --prompts 2400 --out data/$(MODEL)_pairs
 	$(LLADA) fit $(PAIRS) --data.path data/$(MODEL)_pairs --trainer.max_steps 60 --run_dir runs/$(MODEL)_vrpo
-	$(LLADA) evaluate $(BASE) --compare $(SFT) $(call last,$(MODEL)_vrpo,60) $(ASK) --per_template 40
+	$(LLADA) evaluate $(BASE) --compare $(SFT) $(call last,$(MODEL)_vrpo,60) $(ASK) --per_task 40
 
 repl: SFT = $(call last,sft_$(SEED),2400)
 repl: OURS = --data.path data/pairs_$(SEED) --seed_everything $(SEED)
@@ -50,7 +50,7 @@ repl: data
 	$(LLADA) fit $(PAIRS) $(OURS) $(NAIVE) --run_dir runs/naive_$(SEED)
 	$(LLADA) fit $(PAIRS) $(OURS) --model.beta 1e-6 --run_dir runs/chosen_$(SEED)
 	$(LLADA) fit $(REPL) --model.init_from $(SFT) --model.lr 5e-4 --model.schedule.warmup_steps 20 --trainer.max_steps 1000 --seed_everything 10$(SEED) --run_dir runs/continued_$(SEED)
-	$(LLADA) evaluate $(SFT) --compare $(call last,continued_$(SEED),1000) $(foreach run,naive chosen vrpo,$(call last,$(run)_$(SEED),300)) $(ASK) --per_template 100 --out runs/repl_$(SEED).json
+	$(LLADA) evaluate $(SFT) --compare $(call last,continued_$(SEED),1000) $(foreach run,naive chosen vrpo,$(call last,$(run)_$(SEED),300)) $(ASK) --per_task 100 --out runs/repl_$(SEED).json
 
 test: export OMP_NUM_THREADS = 1
 test: .venv/installed-dev

@@ -13,7 +13,7 @@ import torch
 from benchmarks.timing import arguments, summarise, table
 from lit_llada.backbone.config import BackboneConfig
 from lit_llada.backbone.transformer import Backbone
-from lit_llada.sampling.cache import Cached
+from lit_llada.sampling.cached import Cached
 from lit_llada.sampling.canvas import Specials
 from lit_llada.sampling.generate import generate
 from lit_llada.sampling.plan import Plan

@@ -21,12 +21,12 @@ from benchmarks.timing import Comparison, arguments, now, summarise, table, verd
 from lit_llada.backbone.config import BackboneConfig
 from lit_llada.backbone.transformer import Backbone
 from lit_llada.callbacks import NoiseCurve, Provenance, RouterLoad, SampleLogger, Throughput
-from lit_llada.data.datamodule import DiffusionDataModule
-from lit_llada.data.packing import Batch
-from lit_llada.data.prepare import prepare_text
+from lit_llada.data.batch import Batch
+from lit_llada.data.text_datamodule import DiffusionDataModule
 from lit_llada.modules.pretraining import PretrainingModule
 from lit_llada.objectives.diffusion import bound_weights
 from lit_llada.objectives.noise import mask_tokens, sample_times
+from lit_llada.prepare.documents import prepare_text
 from lit_llada.training.optimizers import make_optimizer
 from lit_llada.training.sharding import compile_blocks
 from lit_llada.training.trainer import Trainer

@@ -21,7 +21,7 @@ from benchmarks.timing import arguments, summarise, table, verdict
 from lit_llada.backbone.attention import AttentionMask
 from lit_llada.backbone.config import BackboneConfig
 from lit_llada.backbone.transformer import Backbone
-from lit_llada.sampling.cache import Cached, agreement
+from lit_llada.sampling.cached import Cached, agreement
 from lit_llada.sampling.canvas import Specials, lay_out
 from lit_llada.sampling.generate import generate
 from lit_llada.sampling.plan import Plan

@@ -19,8 +19,8 @@ from benchmarks.plain import PlainTransformer
 from benchmarks.timing import arguments, compare, peak_memory, table, verdict
 from lit_llada.backbone.config import BackboneConfig
 from lit_llada.backbone.transformer import Backbone
-from lit_llada.data.packing import AnswerBatch
-from lit_llada.modules.answers import Masked, locate, predict
+from lit_llada.data.batch import AnswerBatch
+from lit_llada.modules.predict import Masked, locate, predict
 from lit_llada.modules.vrpo import sum_over_answers
 from lit_llada.objectives.preference import (
     Draws,

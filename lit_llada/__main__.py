@@ -2,6 +2,6 @@
 
 import sys
 
-from lit_llada.cli import main
+from lit_llada.cli.main import main
 
 sys.exit(main())

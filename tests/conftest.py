@@ -19,6 +19,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+pytest_plugins = ["tests.shared.answers", "tests.shared.taught"]
+
 # The same examples every time; a slow machine is no failure.
 settings.register_profile("fixed", deadline=None, derandomize=True, database=None)
 settings.load_profile("fixed")
@@ -37,7 +39,7 @@ def _one_thread_and_a_seed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared folder: 60 short documents, bytes as tokens."""
-    from lit_llada.data.prepare import prepare_text
+    from lit_llada.prepare.documents import prepare_text
 
     source = tmp_path_factory.mktemp("source")
     for i in range(60):
@@ -52,9 +54,9 @@ def run_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's checkpoint with random weights and 258 tokens; copy it before something is written beside it."""
     from lit_llada.backbone.config import BackboneConfig
     from lit_llada.backbone.transformer import Backbone
-    from lit_llada.checkpoint.runs import write_run
+    from lit_llada.checkpoint.own import write_run
     from lit_llada.checkpoint.source import read_files
-    from lit_llada.data.tokenizer import Tokenizer
+    from lit_llada.text.tokenizer import Tokenizer
 
     folder = tmp_path_factory.mktemp("run")
     Tokenizer.byte().save(folder)

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from lit_llada.backbone.config import SIZES, BackboneConfig
-from lit_llada.cli_training import CALLBACKS, TrainingCLI
+from lit_llada.cli.training import CALLBACKS, TrainingCLI
 from lit_llada.data.answer_datamodule import AnswerDataModule
-from lit_llada.data.datamodule import DiffusionDataModule
+from lit_llada.data.text_datamodule import DiffusionDataModule
 from lit_llada.modules.base import DiffusionModule
 from lit_llada.training.strategies import FSDP2Strategy
 

@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 
 from lit_llada.backbone.config import BackboneConfig
 from lit_llada.backbone.transformer import Backbone
-from lit_llada.checkpoint.export import export_checkpoint
 from lit_llada.checkpoint.load import load_checkpoint
-from lit_llada.checkpoint.runs import write_run
+from lit_llada.checkpoint.own import write_run
+from lit_llada.checkpoint.published.write import export_checkpoint
 from lit_llada.checkpoint.source import read_files
-from lit_llada.cli import main
-from lit_llada.data.chat import TEMPLATES
-from lit_llada.data.tokenizer import Tokenizer
+from lit_llada.cli.main import main
+from lit_llada.text.chat_template import TEMPLATES
+from lit_llada.text.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "docs" / "post_training.md").read_text()

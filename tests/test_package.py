@@ -70,7 +70,7 @@ print(*loaded)
 
 @pytest.mark.parametrize(
     "code",
-    ["import lit_llada", *(f"from lit_llada.cli import main; main([{word!r}])" for word in ("--help", "fitt"))],
+    ["import lit_llada", *(f"from lit_llada.cli.main import main; main([{word!r}])" for word in ("--help", "fitt"))],
     ids=["import", "help", "mistyped"],
 )
 def test_only_the_standard_library_is_loaded_for_an_import_and_for_help(installed: Path, code: str) -> None:
@@ -84,7 +84,7 @@ def test_only_the_standard_library_is_loaded_for_an_import_and_for_help(installe
 def test_the_console_script_is_the_command_line(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
     name = next(name for name in archive.namelist() if name.endswith("entry_points.txt"))
-    assert "lit-llada = lit_llada.cli:main" in archive.read(name).decode()
+    assert "lit-llada = lit_llada.cli.main:main" in archive.read(name).decode()
 
 
 @pytest.mark.parametrize("name", lit_llada.__all__)

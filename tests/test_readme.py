@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_llada.cli import main
+from lit_llada.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 README = "\n".join(page.read_text() for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))))

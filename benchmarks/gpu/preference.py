@@ -11,8 +11,8 @@ from benchmarks.gpu.measure import Figures, Machine, Measured, Row, attempt, bui
 from benchmarks.train_step import stepper
 from lit_llada.backbone.config import BackboneConfig
 from lit_llada.backbone.transformer import Backbone
-from lit_llada.data.packing import AnswerBatch
-from lit_llada.modules.answers import locate, predict
+from lit_llada.data.batch import AnswerBatch
+from lit_llada.modules.predict import locate, predict
 from lit_llada.objectives.diffusion import answer_weights
 from lit_llada.objectives.noise import mask_tokens, sample_times
 from lit_llada.objectives.preference import Draws, Estimator, draw_masks

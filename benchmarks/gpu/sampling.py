@@ -31,7 +31,7 @@ def sampling(machine: Machine) -> Iterator[Row]:
 def ways(machine: Machine, net: Backbone, rows: int) -> Iterator[Row]:
     """Bare forward passes, and the first block of every way to sample."""
     from benchmarks.sampling import Watched, published_loop
-    from lit_llada.sampling.cache import Cached
+    from lit_llada.sampling.cached import Cached
 
     prompt, new, block = machine.pick((128, 256, 32), (4, 8, 4))
     specials = Specials(net.config.vocabulary - 1)

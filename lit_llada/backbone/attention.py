@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_llada.backbone.cache import KVView
+from lit_llada.backbone.kv_cache import KVView
 from lit_llada.backbone.packed import flash_layout, lacks, packed_kernel
 from lit_llada.errors import UserError
 

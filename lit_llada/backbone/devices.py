@@ -54,3 +54,20 @@ def require_bfloat16(device: torch.device, precision: str) -> None:
 def bfloat16_on_gpu(device: torch.device | None = None) -> bool:
     """Whether the GPU multiplies bfloat16 itself."""
     return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def pick_device(name: str = "auto") -> str:
+    """The device of that name, if it is here; ``auto`` takes the accelerator if there is one, else the CPU.
+
+    Raises:
+        UserError: it is not here.
+    """
+    if name == "auto":
+        require_driver("--device cpu")
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return "cpu" if found is None else found.type
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name} is not here ({str(error).splitlines()[0]}); give another, or auto") from None
+    return name

@@ -15,9 +15,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
 from lit_llada.backbone.attention import AttentionMask, AttentionPlan, Backend, attend, plan_attention
-from lit_llada.backbone.cache import KVView
 from lit_llada.backbone.config import BackboneConfig
 from lit_llada.backbone.head import chunked_nll, weighted_nll
+from lit_llada.backbone.kv_cache import KVView
 from lit_llada.backbone.layers import RMSNorm, SwiGLU, rotary_table, rotate
 from lit_llada.backbone.moe import MoE
 

@@ -7,6 +7,7 @@ any.
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +16,15 @@ from typing import Any
 import torch
 
 from lit_llada.backbone.transformer import Backbone
-from lit_llada.checkpoint.fields import family_of, same_net
-from lit_llada.checkpoint.published import open_published
-from lit_llada.checkpoint.runs import open_run
+from lit_llada.checkpoint.own import open_run
+from lit_llada.checkpoint.published.config_json import family_of, same_net
+from lit_llada.checkpoint.published.read import open_published
 from lit_llada.checkpoint.source import META, TEXT_FILES, TOKENIZER_FILES, Source, fill, read_files, read_json
 from lit_llada.checkpoint.vocabulary import chat_template, end_of_turn, first, read_tokenizer
-from lit_llada.data.tokenizer import Tokenizer
 from lit_llada.errors import UserError
+from lit_llada.text.chat_template import ChatTemplate, turn_end
+from lit_llada.text.specials import Specials
+from lit_llada.text.tokenizer import Tokenizer
 
 
 @dataclass
@@ -53,6 +56,18 @@ class Checkpoint:
     generation: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     run_card: dict[str, Any] = field(default_factory=dict)
+
+    def specials(self, template: ChatTemplate | None = None) -> Specials:
+        """The ids that mean something to a sampler; with a template, what ends its turns ends an answer."""
+        end = None if template is None or self.tokenizer is None else turn_end(template, self.tokenizer)
+        # An end of turn may have the id 0.
+        return Specials(self.mask_id, self.eos_id, self.eot_id if end is None else end, self.forbidden)
+
+    @property
+    def context(self) -> int | None:
+        """The longest sequence that a published folder says it was made for; None where nothing does."""
+        fields = json.loads(self.files.get("config.json", "{}"))
+        return fields.get("max_sequence_length") or fields.get("max_position_embeddings")
 
 
 def load_checkpoint(

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from lit_llada.backbone.adapters import without_adapters
 from lit_llada.backbone.config import BackboneConfig
-from lit_llada.checkpoint.adapters import without_adapters
 from lit_llada.errors import UserError
 
 META = "meta.pt"  # what Lightning calls the part of a sharded checkpoint that is not sharded

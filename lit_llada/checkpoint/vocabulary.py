@@ -11,8 +11,8 @@ from typing import Any
 from tokenizers import Tokenizer as Model
 
 from lit_llada.checkpoint.source import read_json
-from lit_llada.data.tokenizer import MASK_NAMES, Tokenizer
 from lit_llada.errors import UserError
+from lit_llada.text.tokenizer import MASK_NAMES, Tokenizer
 
 Files = dict[str, str]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from lit_llada.data.answers import AnswerBatches, Eos, Layout, Turns
-from lit_llada.data.chat import ChatTemplate
+from lit_llada.data.base import PreparedDataModule
 from lit_llada.data.folder import DataFolder
+from lit_llada.data.layout import AnswerBatches, Eos, Layout, Turns
 from lit_llada.data.order import AnyOrder, Buckets, Order
-from lit_llada.data.prepared import PreparedDataModule
 from lit_llada.data.streaming import RecordRows
 from lit_llada.errors import UserError
+from lit_llada.text.chat_template import ChatTemplate
 
 
 class AnswerDataModule(PreparedDataModule):

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lit_llada.data.reading import file_digest
 from lit_llada.data.streaming import RecordRows, TokenRows
-from lit_llada.data.tokenizer import Tokenizer
 from lit_llada.errors import UserError
+from lit_llada.files import file_digest
+from lit_llada.text.tokenizer import Tokenizer
 
 FORMAT = 1  # of the manifest
 _SMALL_FILES = ["manifest.json", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"]
@@ -25,7 +25,7 @@ class Record(NamedTuple):
 
     prompt: str  # the last message before the answer
     answer: str
-    template: str  # what the record was made by (embedded corpora), or nothing
+    task: str  # the kind of a line (embedded corpora), or nothing
     messages: list[dict[str, str]]  # all before the answer
 
 
@@ -147,7 +147,8 @@ def read_records(path: str, split: str) -> list[Record]:
         for line in file:
             row = json.loads(line)
             *before, last = row["messages"] if "messages" in row else [*row["prompt"], *row["chosen"]]
-            found.append(Record(before[-1]["content"], last["content"], row.get("template", ""), before))
+            task = row.get("task") or row.get("template", "")  # as folders of version 0.1.0 call it
+            found.append(Record(before[-1]["content"], last["content"], task, before))
     return found
 
 

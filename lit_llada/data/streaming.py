@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lit_llada.data.batch import Batch, collate
 from lit_llada.data.order import AnyOrder
-from lit_llada.data.packing import Batch, collate
 from lit_llada.errors import UserError
 
 

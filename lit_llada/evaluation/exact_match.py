@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from lit_llada.backbone.transformer import Backbone
 from lit_llada.checkpoint.load import load_checkpoint
-from lit_llada.data.chat import ChatTemplate, turn_end
-from lit_llada.data.tokenizer import Tokenizer
+from lit_llada.data.folder import DataFolder, Record, is_remote, read_records
 from lit_llada.errors import UserError
-from lit_llada.sampling.answers import answer_rows
-from lit_llada.sampling.canvas import Denoiser, Specials, prompt_rows
+from lit_llada.sampling.canvas import Denoiser, prompt_rows
+from lit_llada.sampling.fill import answer_rows
 from lit_llada.sampling.plan import Plan
+from lit_llada.text.chat_template import ChatTemplate
+from lit_llada.text.specials import Specials, until_end
+from lit_llada.text.tokenizer import Tokenizer
 
-if TYPE_CHECKING:
-    from lit_llada.data.folder import Record
-
-UNNAMED = "records"  # the group of those that no template has made
+UNNAMED = "records"  # the group of those that have no task
 ROUND_TO = 8  # the length of a canvas without blocks
 
 
@@ -32,14 +31,14 @@ class Question(NamedTuple):
         answer: the right text.
         length: tokens of the right answer, its end included.
         prompt: the last message, for a reader.
-        template: what made the record.
+        task: the kind of the record: of a REPL line, what is done with its words.
     """
 
     ids: list[int]
     answer: str
     length: int
     prompt: str
-    template: str
+    task: str
 
 
 class Reply(NamedTuple):
@@ -51,31 +50,53 @@ class Reply(NamedTuple):
 
 def read_questions(records: Sequence[Record], template: ChatTemplate, tokenizer: Tokenizer) -> list[Question]:
     """Each record as a question: ids exactly as they are trained on, and the answer as its tokens would be read."""
-    found, ends = [], specials_of(template, tokenizer).ends
+    found, ends = [], Specials.of(tokenizer, 0, template).ends
     for record in records:
         messages = [*record.messages, {"role": "assistant", "content": record.answer}]
         ids, answers = template.encode(messages, tokenizer)
         start, stop = answers[-1]
-        end = next((i for i in range(start, stop) if ids[i] in ends), stop)
-        text = tokenizer.decode(ids[start:end])
-        found.append(Question(ids[:start], text, stop - start, record.prompt, record.template or UNNAMED))
+        text = tokenizer.decode(until_end(ids[start:stop], ends)[0])
+        found.append(Question(ids[:start], text, stop - start, record.prompt, record.task or UNNAMED))
     return found
 
 
-def choose(questions: Sequence[Question], per_template: int, seed: int) -> list[Question]:
-    """At most so many of each template, drawn by seed; templates in alphabetical order.
+def questions_of(folders: Sequence[DataFolder], split: str) -> tuple[list[Question], ChatTemplate]:
+    """The questions of a split of one or more folders of one vocabulary, and the template that they are written with.
+
+    Raises:
+        UserError: a folder of another kind, a remote one, or one whose split is empty.
+    """
+    template = None
+    found: list[Question] = []
+    for folder in folders:
+        if folder.kind != "chat":
+            raise UserError(
+                f"{folder.location} holds {folder.kind}, not questions with one right answer: give a folder made by"
+                " `lit-llada prepare chat`"
+            )
+        if is_remote(folder.location):
+            raise UserError(f"{folder.location} is remote, and questions are read as text: give a local copy")
+        template = ChatTemplate(**folder.manifest["chat_template"])
+        found += read_questions(read_records(folder.location, split), template, folder.tokenizer)
+    if template is None or not found:
+        raise UserError(f"the {split} split of {', '.join(f.location for f in folders)} has no question")
+    return found, template
+
+
+def choose_questions(questions: Sequence[Question], per_task: int, seed: int) -> list[Question]:
+    """At most so many of each task, drawn by seed; tasks in alphabetical order.
 
     A larger number takes the same questions and more.
     """
-    groups = by_template(questions)
-    return [questions[i] for name in groups for i in shuffled(groups[name], name, seed)[:per_template]]
+    groups = by_task(questions)
+    return [questions[i] for name in groups for i in shuffled(groups[name], name, seed)[:per_task]]
 
 
-def by_template(questions: Sequence[Question]) -> dict[str, list[int]]:
-    """The numbers of the questions of each template, in alphabetical order of their names."""
-    groups: dict[str, list[int]] = {name: [] for name in sorted({question.template for question in questions})}
+def by_task(questions: Sequence[Question]) -> dict[str, list[int]]:
+    """The numbers of the questions of each task, in alphabetical order of their names."""
+    groups: dict[str, list[int]] = {name: [] for name in sorted({question.task for question in questions})}
     for number, question in enumerate(questions):
-        groups[question.template].append(number)
+        groups[question.task].append(number)
     return groups
 
 
@@ -88,12 +109,6 @@ def canvas_length(questions: Sequence[Question], block_length: int | None) -> in
     """Masks that hold the longest answer with its end, in whole blocks (without blocks in multiples of 8)."""
     unit = block_length or ROUND_TO
     return -(-max(question.length for question in questions) // unit) * unit
-
-
-def specials_of(template: ChatTemplate, tokenizer: Tokenizer, rows: int = 0) -> Specials:
-    """The ids that mean something to a sampler, of a vocabulary whose net has so many rows."""
-    forbidden = tuple(range(tokenizer.vocab_size, rows))
-    return Specials(tokenizer.mask_id, tokenizer.eos_id, turn_end(template, tokenizer), forbidden)
 
 
 def replies(
@@ -134,8 +149,8 @@ def replies(
 
 
 def tally(questions: Sequence[Question], right: Sequence[bool]) -> dict[str, tuple[int, int]]:
-    """Template -> (right answers, questions asked)."""
-    groups = by_template(questions)
+    """Task -> (right answers, questions asked)."""
+    groups = by_task(questions)
     return {name: (sum(right[i] for i in numbers), len(numbers)) for name, numbers in groups.items()}
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lit_llada.data.packing import AnswerBatch
+from lit_llada.data.batch import AnswerBatch
 from lit_llada.objectives.coupling import draw_pairs
 from lit_llada.objectives.preference import (
     Draws,

@@ -1,4 +1,4 @@
-"""What does a net get wrong? It is asked in rounds, until there are enough wrong answers of each template."""
+"""What does a net get wrong? It is asked in rounds, until there are enough wrong answers of each task."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import zip_longest
 from typing import NamedTuple
 
-from lit_llada.evaluation.exact_match import Question, Reply, by_template, shuffled
+from lit_llada.evaluation.exact_match import Question, Reply, by_task, shuffled
 
 # Questions and their noise -> the number of each and its reply, in any order.
 Answer = Callable[[list[Question], list[int]], Iterable[tuple[int, Reply]]]
@@ -20,8 +20,8 @@ class Found(NamedTuple):
     """Pairs, and how they were found.
 
     Attributes:
-        pairs: number of the question, its rejected answer; one template after the other, and again.
-        counts: template -> how many prompts were asked, and of the answers drawn how many were right, wrong, without an
+        pairs: number of the question, its rejected answer; one task after the other, and again.
+        counts: task -> how many prompts were asked, and of the answers drawn how many were right, wrong, without an
             end (that makes ``drawn``); and how many pairs were kept.
     """
 
@@ -50,18 +50,18 @@ def find_wrong(
     usable: Callable[[Reply], bool],
     mixed: bool = False,
 ) -> Found:
-    """Ask in rounds until there are enough wrong answers of each template, or no prompt may be asked any more.
+    """Ask in rounds until there are enough wrong answers of each task, or no prompt may be asked any more.
 
     Args:
-        questions: of all templates.
+        questions: of all tasks.
         ask: see :data:`Ask`.
-        size: pairs at most. A template that has too few leaves its share to the others.
-        limit: prompts at most, shared evenly among the templates.
+        size: pairs at most. A task that has too few leaves its share to the others.
+        limit: prompts at most, shared evenly among the tasks.
         seed: of the order of the prompts.
         usable: whether a wrong answer may be the rejected one of a pair.
         mixed: only prompts that were also answered right.
     """
-    groups = by_template(questions)
+    groups = by_task(questions)
     share = math.ceil(limit / len(groups))
     waiting = {name: shuffled(numbers, name, seed)[:share] for name, numbers in groups.items()}
     found: dict[str, list[tuple[int, str]]] = {name: [] for name in groups}
@@ -70,15 +70,15 @@ def find_wrong(
         numbers = [number for name, some in asking.items() for number in some]
         for number, said in ask(numbers).items():
             question = questions[number]
-            count = counts[question.template]
+            count = counts[question.task]
             count.update(["prompts", *(_judge(reply, question) for reply in said)])
             count["drawn"] += len(said)
             wrong = [reply.text for reply in said if reply.text != question.answer and usable(reply)]
             if not mixed or any(reply.text == question.answer for reply in said):
-                found[question.template] += [(number, text) for text in wrong[:1]]
+                found[question.task] += [(number, text) for text in wrong[:1]]
     in_turn = [pair for turn in zip_longest(*found.values()) for pair in turn if pair is not None][:size]
     for number, _ in in_turn:
-        counts[questions[number].template]["kept"] += 1
+        counts[questions[number].task]["kept"] += 1
     return Found(in_turn, {name: dict(count) for name, count in counts.items()})
 
 
@@ -88,7 +88,7 @@ def _next_round(
     counts: dict[str, Counter[str]],
     size: int,
 ) -> dict[str, list[int]]:
-    """Take from each template as many prompts as, by what it gave so far, will bring it to the common level."""
+    """Take from each task as many prompts as, by what it gave so far, will bring it to the common level."""
     live = [name for name, numbers in waiting.items() if numbers]
     if not live:
         return {}

@@ -20,7 +20,7 @@ from lit_llada.backbone.config import BackboneConfig
 from lit_llada.backbone.moe import balance_loss, z_loss
 from lit_llada.backbone.transformer import Backbone
 from lit_llada.errors import UserError
-from lit_llada.modules.building import Building
+from lit_llada.modules.net import Building
 from lit_llada.seeding import seed_of_run
 from lit_llada.training.gradients import clip_, global_norm, local_gradients
 from lit_llada.training.lora import LoRA

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from lit_llada.backbone.attention import AttentionMask
-from lit_llada.data.packing import Batch
+from lit_llada.data.batch import Batch
 from lit_llada.modules.base import DiffusionModule, StepOutput
 from lit_llada.objectives.diffusion import bound_weights
 from lit_llada.objectives.noise import Masking, TimeSampler, mask_tokens, random_length, sample_times

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lit_llada.data.packing import AnswerBatch
+from lit_llada.data.batch import AnswerBatch
 from lit_llada.errors import UserError
-from lit_llada.modules.answers import locate, predict
 from lit_llada.modules.base import DiffusionModule, StepOutput
+from lit_llada.modules.predict import locate, predict
 from lit_llada.modules.pretraining import VALIDATION_STRATA
 from lit_llada.objectives.diffusion import Normalize, answer_weights
 from lit_llada.objectives.noise import Masking, TimeSampler, mask_tokens, sample_times

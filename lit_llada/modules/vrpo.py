@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_llada.backbone.transformer import Backbone
-from lit_llada.data.packing import AnswerBatch
+from lit_llada.data.batch import AnswerBatch
 from lit_llada.errors import UserError
-from lit_llada.modules.answers import Predicted, locate, predict
 from lit_llada.modules.base import DiffusionModule, StepOutput
-from lit_llada.modules.reference import SPLITS, CachedReference
+from lit_llada.modules.cached_reference import SPLITS, CachedReference
+from lit_llada.modules.predict import Predicted, locate, predict
 from lit_llada.objectives.coupling import draw_pairs
 from lit_llada.objectives.preference import (
     Draws,

@@ -15,29 +15,9 @@ from torch import Tensor
 
 from lit_llada.backbone.attention import AttentionMask
 from lit_llada.errors import UserError
+from lit_llada.text.specials import Specials, until_end
 
 Row = list[int]  # a canvas: ids, with the mask's where something is to be written
-
-
-class Specials(NamedTuple):
-    """The ids that mean something to a sampler.
-
-    Args:
-        mask: a position that is still to be filled; never produced.
-        eos: end of text.
-        eot: end of a chat turn.
-        forbidden: more ids that are never produced: padding, headers, rows of the head that no token owns.
-    """
-
-    mask: int
-    eos: int | None = None
-    eot: int | None = None
-    forbidden: tuple[int, ...] = ()
-
-    @property
-    def ends(self) -> tuple[int, ...]:
-        """Ids after which nothing of an answer is read."""
-        return tuple(i for i in (self.eos, self.eot) if i is not None)
 
 
 @functools.lru_cache(maxsize=64)
@@ -193,6 +173,5 @@ def read_answers(state: State, prompts: Sequence[Sequence[int]], specials: Speci
     answers = []
     for row, real, prompt in zip(state.canvas.tolist(), state.real.tolist(), prompts, strict=True):
         answer = [token for token, kept in zip(row, real, strict=True) if kept][len(prompt) :]
-        end = next((i for i, token in enumerate(answer) if token in specials.ends), len(answer))
-        answers.append(answer[:end])
+        answers.append(until_end(answer, specials.ends)[0])
     return answers

@@ -20,10 +20,12 @@ from torch import Tensor
 
 from lit_llada.backbone.attention import AttentionMask
 from lit_llada.errors import UserError
-from lit_llada.sampling.canvas import Denoiser, Reason, Specials, State, View
+from lit_llada.sampling.canvas import Denoiser, Reason, State, View
 from lit_llada.sampling.plan import Plan
 from lit_llada.sampling.revision import behind_the_end, resize, take_back, verify
+from lit_llada.sampling.rules import RULES
 from lit_llada.sampling.selection import find_candidates, select
+from lit_llada.text.specials import Specials
 
 Predict = Callable[[View], Tensor]
 NOWHERE = 2**30  # the block of a row that has no open position left
@@ -75,7 +77,7 @@ def generate(
     """
     _refuse(denoiser, specials, plan)
     predict: Predict = getattr(denoiser, "at", None) or partial(_ask, denoiser)
-    details = details or plan.order == "entropy" or plan.count == "entropy_bound"
+    details = details or plan.order == "entropy" or (plan.count in RULES and RULES[plan.count].needs_entropy)
     real = torch.ones_like(canvas, dtype=torch.bool) if real is None else real
     seeds = torch.arange(len(canvas), device=canvas.device) if seeds is None else seeds.to(canvas.device)
     zero, given = torch.zeros(canvas.shape, device=canvas.device), (canvas != specials.mask) & real

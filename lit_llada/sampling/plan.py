@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from lit_llada.errors import UserError
+from lit_llada.sampling.rules import RULES
 
 Order = Literal["low_confidence", "random", "margin", "entropy", "left_to_right"]
-Count = Literal["quota", "threshold", "factor", "frechet", "entropy_bound"]
 Remask = Literal["none", "remdm", "verify"]
 EosRule = Literal["free", "last", "never"]
 Length = Literal["fixed", "rho_eos"]
 
-BOUNDS = {"threshold": 0.9, "factor": 1.0, "frechet": 1.0, "entropy_bound": 0.1}
+if TYPE_CHECKING:
+    Count = str  # the names are known when the program runs: a rule is one entry of RULES
+else:
+    Count = Literal[("quota", *RULES)]
 
 
 @dataclass(frozen=True)
@@ -27,11 +30,9 @@ class Plan:
         order: who goes first. ``low_confidence``: the likeliest candidate (LLaDA's low-confidence remasking);
             ``random``: ancestral sampling; ``margin``: the largest lead over the second; ``entropy``: the surest
             distribution; ``left_to_right``.
-        count: how many go. ``quota``: the published even share; ``threshold``: all with probability >= bound
-            (2505.22618); ``factor``: the largest n with (n + 1)(1 - c_n) < bound (same paper); ``frechet``: the largest
-            n with sum of (1 - c) + max of (1 - c) < bound (2606.02955); ``entropy_bound``: the largest n whose
-            entropies sum to at most bound above their maximum (EB-Sampler, 2505.24857). At least one always goes.
-        bound: of the count rule; None for its usual value (0.9, 1, 1, 0.1).
+        count: how many go. ``quota``: the published even share; else a rule of
+            :data:`~lit_llada.sampling.rules.RULES`: ``threshold``, ``factor``, ``frechet``, ``entropy_bound``.
+        bound: bound of the count rule; None for its usual value.
         temperature: 0 takes the likeliest token, 1 samples from the model. Confidence is always that of temperature 1.
         remask: ``remdm`` takes committed tokens of the block back with probability min(remask_bound, what still lets
             the block end in time) (2503.00307; needs ``count: quota``); ``verify`` asks again for each token of a
@@ -100,7 +101,9 @@ class Plan:
     @property
     def limit(self) -> float:
         """The bound of the count rule."""
-        return BOUNDS.get(self.count, 0.0) if self.bound is None else self.bound
+        if self.bound is not None or self.count == "quota":
+            return self.bound or 0.0
+        return RULES[self.count].bound
 
     @property
     def doubt(self) -> float:

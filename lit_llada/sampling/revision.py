@@ -13,8 +13,9 @@ from torch import Tensor
 
 from lit_llada.backbone.layers import widen
 from lit_llada.objectives.noise import keyed_uniform
-from lit_llada.sampling.canvas import Reason, Specials, State, View, id_tensor
+from lit_llada.sampling.canvas import Reason, State, View, id_tensor
 from lit_llada.sampling.plan import Plan
+from lit_llada.text.specials import Specials
 
 BACK = 103  # stream of the keyed noise
 FEW, MANY = 0.3, 0.7  # rho-EOS: the share of masks that expect the end below which a row grows, above which it shrinks

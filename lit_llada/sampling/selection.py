@@ -10,8 +10,10 @@ from torch import Tensor
 
 from lit_llada.backbone.layers import widen
 from lit_llada.objectives.noise import keyed_uniform
-from lit_llada.sampling.canvas import Specials, View, id_tensor
+from lit_llada.sampling.canvas import View, id_tensor
 from lit_llada.sampling.plan import Plan
+from lit_llada.sampling.rules import RULES
+from lit_llada.text.specials import Specials
 
 # Streams of the keyed noise: which token, whose turn.
 TOKEN, TURN = 101, 102
@@ -103,26 +105,13 @@ def select(plan: Plan, found: Candidates, rows: Tensor, active: Tensor, share: T
     nobody = torch.zeros_like(active)
     if plan.count == "quota":
         return active & (rank < share[:, None]), nobody
-    doubt = 1 - grid(found.probability, 0.0)
-    if plan.count == "threshold":
-        keep = doubt <= 1 - plan.limit
-    else:
-        keep = _prefix(plan, doubt.gather(1, turn), grid(found.entropy, torch.inf).gather(1, turn)).gather(1, rank)
+    doubt, entropy = 1 - grid(found.probability, 0.0), grid(found.entropy, torch.inf)
+    keep = RULES[plan.count].passes(doubt.gather(1, turn), entropy.gather(1, turn), plan.limit).gather(1, rank)
     late = grid(found.postponed, 0.0) > 0
     late = late & ~(late | ~active).all(1, keepdim=True)  # where only end tokens are left, nobody has to wait for them
     keep = keep & active & ~late
     forced = (rank == 0) & active & ~keep.any(1, keepdim=True)
     return keep | forced, forced
-
-
-def _prefix(plan: Plan, doubt: Tensor, entropy: Tensor) -> Tensor:
-    """``[b, L]`` bool, which of the first in turn pass together; every rule only gets harder with more of them."""
-    if plan.count == "entropy_bound":
-        return entropy.cumsum(1) - entropy.cummax(1).values <= plan.limit  # inf - inf is nan, which is False
-    worst = doubt.cummax(1).values
-    if plan.count == "frechet":
-        return doubt.cumsum(1) + worst < plan.limit
-    return torch.arange(2, doubt.shape[1] + 2, device=doubt.device) * worst < plan.limit
 
 
 def _draw(logits: Tensor, temperature: float, keys: tuple[Tensor, int, Tensor]) -> Tensor:

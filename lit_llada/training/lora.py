@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from lit_llada.checkpoint.adapters import DOWN, UP, is_adapter
+from lit_llada.backbone.adapters import DOWN, UP, is_adapter
 from lit_llada.errors import UserError
 
 

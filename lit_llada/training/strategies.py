@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from lit_llada.checkpoint.consolidate import META
+from lit_llada.checkpoint.shards import META
 from lit_llada.errors import UserError
 
 

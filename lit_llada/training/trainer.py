@@ -10,7 +10,7 @@ from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from lit_llada.backbone.devices import bfloat16_on_gpu, require_bfloat16, require_driver
-from lit_llada.checkpoint.consolidate import AnyCheckpointIO
+from lit_llada.checkpoint.shards import AnyCheckpointIO
 
 
 class Trainer(L.Trainer):

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from lit_llada.backbone.adapters import is_adapter
 from lit_llada.backbone.config import SIZES, BackboneConfig
 from lit_llada.backbone.transformer import Backbone
-from lit_llada.checkpoint.adapters import is_adapter
-from lit_llada.cli import main
+from lit_llada.cli.main import main
 from lit_llada.training.lora import LoRA, add_adapters, init_adapters
 
 ROOT = Path(__file__).parents[2]

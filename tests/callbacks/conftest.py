@@ -14,9 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.data import DataLoader
 
 from lit_llada.backbone.config import BackboneConfig
-from lit_llada.data.packing import Batch
-from lit_llada.data.tokenizer import Tokenizer
+from lit_llada.data.batch import Batch
 from lit_llada.modules.pretraining import PretrainingModule
+from lit_llada.text.tokenizer import Tokenizer
 
 LENGTH = 16
 

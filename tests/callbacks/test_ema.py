@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_llada.callbacks.ema import EMA
-from lit_llada.callbacks.sampling import SampleLogger
+from lit_llada.callbacks.samples import SampleLogger
 from lit_llada.errors import UserError
 
 

@@ -18,16 +18,16 @@ from lit_llada.backbone.config import BackboneConfig
 from lit_llada.backbone.transformer import Backbone
 from lit_llada.callbacks.ema import EMA
 from lit_llada.callbacks.exact_match import ExactMatch, table
-from lit_llada.checkpoint.runs import write_run
+from lit_llada.checkpoint.own import write_run
 from lit_llada.checkpoint.source import read_files
 from lit_llada.data.answer_datamodule import AnswerDataModule
 from lit_llada.data.folder import read_records
-from lit_llada.data.prepare_answers import prepare_chat, prepare_preference
-from lit_llada.data.tokenizer import Tokenizer
 from lit_llada.errors import UserError
 from lit_llada.evaluation.exact_match import Question, Reply
 from lit_llada.modules.sft import SFTModule
 from lit_llada.modules.vrpo import VRPOModule
+from lit_llada.prepare.conversations import prepare_chat, prepare_preference
+from lit_llada.text.tokenizer import Tokenizer
 
 STEPS = 60
 
@@ -51,7 +51,7 @@ def fit(toy: Any, data: str, callbacks: list[L.Callback], **options: Any) -> Any
 
 
 def test_what_is_learnt_is_counted_and_shown(toy: Any, questions: str) -> None:
-    asker = ExactMatch(every_n_steps=25, per_template=3, before=True)
+    asker = ExactMatch(every_n_steps=25, per_task=3, before=True)
     fit(toy, questions, [EMA(0.8), asker], max_steps=STEPS, logger=toy.board())
     assert asker.latest == {"easy": (3, 3), "hard": (0, 3)}
     events = toy.events()
@@ -60,9 +60,9 @@ def test_what_is_learnt_is_counted_and_shown(toy: Any, questions: str) -> None:
         assert [s.step for s in scalars] == [0, 25, 50, STEPS] and (scalars[0].value, scalars[-1].value) == (0, last)
     looks = tables(toy)
     assert [*looks] == [0, 25, 50, STEPS]
-    assert looks[0][0] == ["template", "prompt", "wanted", "now (step 0)"]
-    assert looks[STEPS][0] == ["template", "prompt", "wanted", "before (step 0)", f"now (step {STEPS})"]
-    asked = [[q.template, q.prompt, q.answer] for q in asker.questions if q.template == "easy"][:2]
+    assert looks[0][0] == ["task", "prompt", "wanted", "now (step 0)"]
+    assert looks[STEPS][0] == ["task", "prompt", "wanted", "before (step 0)", f"now (step {STEPS})"]
+    asked = [[q.task, q.prompt, q.answer] for q in asker.questions if q.task == "easy"][:2]
     for look in looks.values():  # two questions of each template, and the same ones each time
         assert [row[0] for row in look[1:]] == ["easy", "easy", "hard", "hard"]
         assert [row[:3] for row in look[1:3]] == asked
@@ -85,20 +85,20 @@ def tables(toy: Any) -> dict[int, list[list[str]]]:
 
 
 def test_a_resumed_run_is_not_asked_about_the_weights_it_began_with(toy: Any, questions: str) -> None:
-    _, trainer = fit(toy, questions, [ExactMatch(per_template=1)], max_steps=2)
+    _, trainer = fit(toy, questions, [ExactMatch(per_task=1)], max_steps=2)
     trainer.save_checkpoint(toy.folder / "two.ckpt")
-    asker = ExactMatch(per_template=1, before=True)
+    asker = ExactMatch(per_task=1, before=True)
     module = SFTModule(BackboneConfig(d_model=32, n_layers=2, n_heads=2, ff_dim=64), lr=1e-2)
     trainer = toy.trainer([asker], max_steps=3, logger=toy.board())
     trainer.fit(
         module, datamodule=AnswerDataModule(questions, length=64, batch_size=8), ckpt_path=toy.folder / "two.ckpt"
     )
     assert [s.step for s in toy.events().Scalars("val/exact_match")] == [3]
-    assert tables(toy)[3][0] == ["template", "prompt", "wanted", "now (step 3)"]
+    assert tables(toy)[3][0] == ["task", "prompt", "wanted", "now (step 3)"]
 
 
 def test_the_questions_are_validation_records_and_the_same_each_time(toy: Any, questions: str) -> None:
-    first, second, other = (ExactMatch(per_template=3, seed=seed) for seed in (0, 0, 1))
+    first, second, other = (ExactMatch(per_task=3, seed=seed) for seed in (0, 0, 1))
     for asker in (first, second, other):
         fit(toy, questions, [asker], max_steps=1)
     known = {record.prompt for record in read_records(questions, "val")}
@@ -117,20 +117,20 @@ def test_training_is_bit_equal_with_and_without_questions(toy: Any, questions: s
     seen: list[float] = []
     plain, _ = fit(toy, questions, [Noise()])
     without, seen = seen, []
-    asked, _ = fit(toy, questions, [Noise(), ExactMatch(every_n_steps=1, per_template=2, before=True)])
+    asked, _ = fit(toy, questions, [Noise(), ExactMatch(every_n_steps=1, per_task=2, before=True)])
     assert seen == without and asked.net.training
     for a, b in zip(plain.net.parameters(), asked.net.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
 def test_the_averaged_weights_are_asked(toy: Any, questions: str) -> None:
-    asker = ExactMatch(per_template=3)
+    asker = ExactMatch(per_task=3)
     fit(toy, questions, [EMA(0.99999, warmup=False), asker], max_steps=STEPS)  # the average has hardly moved
     assert asker.latest["easy"] == (0, 3)
 
 
 def two_ranks(rank: int, toy: Any, data: str, fsdp2: Callable[[], Any]) -> list[Any]:
-    asker = ExactMatch(every_n_steps=40, per_template=3, block_length=4, before=True)
+    asker = ExactMatch(every_n_steps=40, per_task=3, block_length=4, before=True)
     module, _ = fit(
         toy, data, [EMA(0.5), asker], devices=2, strategy=fsdp2(), logger=toy.board(), max_steps=80,
     )  # fmt: skip
@@ -168,7 +168,7 @@ def test_what_cannot_be_asked_is_refused_before_training(
     toy: Any, questions: str, prepared: Path, tmp_path: Path
 ) -> None:
     for options, line in (
-        ({"per_template": 0}, "per_template is 0"),
+        ({"per_task": 0}, "per_task is 0"),
         ({"new_tokens": 0}, "new_tokens is 0"),
         ({"count": "some"}, "count is 'some'"),
     ):
@@ -199,7 +199,7 @@ def test_a_run_on_pairs_is_asked_about_another_folder(toy: Any, questions: str, 
     net = Backbone(BackboneConfig(vocab_size=258, d_model=32, n_layers=1, n_heads=2, ff_dim=64))
     net.init_weights(seed=1)
     write_run(net, 257, read_files(tmp_path), tmp_path / "start.ckpt")
-    asker = ExactMatch(data=questions, per_template=2)
+    asker = ExactMatch(data=questions, per_task=2)
     trainer = toy.trainer([asker], max_steps=1)
     module = VRPOModule(init_from=str(tmp_path / "start.ckpt"))
     trainer.fit(module, datamodule=AnswerDataModule(pairs, length=64, batch_size=4, eos="one"))

@@ -83,7 +83,7 @@ def test_looking_at_the_model_is_off_the_clock(toy: Any, monkeypatch: pytest.Mon
     clock = Clock()
     for module, name in (("sampling", "table"), ("router", "balance")):
         monkeypatch.setattr(f"lit_llada.callbacks.{module}.{name}", lambda *_: clock.spend(16) or {})
-    monkeypatch.setattr("lit_llada.callbacks.sampling.log_text", lambda *_: None)
+    monkeypatch.setattr("lit_llada.callbacks.samples.log_text", lambda *_: None)
     speed = Throughput(8, peak_flops=1e9, _clock=clock)
     looks = [SampleLogger(4, length=8, infills=[]), RouterLoad(4)]
     toy.fit([*looks, Steps(clock), speed], experts=4, max_steps=8, logger=toy.board())

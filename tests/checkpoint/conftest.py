@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from lit_llada.backbone.config import BackboneConfig
 from lit_llada.backbone.transformer import Backbone
-from lit_llada.checkpoint.export import export_checkpoint
 from lit_llada.checkpoint.load import Checkpoint
+from lit_llada.checkpoint.published.write import export_checkpoint
 
 
 def make_net(dtype: torch.dtype = torch.float32, **options: Any) -> Backbone:

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer as Model
 from tokenizers import models
 
-from lit_llada.checkpoint.export import export_checkpoint
 from lit_llada.checkpoint.load import load_checkpoint, load_into, load_net
+from lit_llada.checkpoint.published.write import export_checkpoint
 from lit_llada.errors import UserError
 
 V, D, L, H, K, F_DIM = 30, 32, 2, 4, 2, 48

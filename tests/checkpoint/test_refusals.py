@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from lit_llada.checkpoint.fields import read_config
 from lit_llada.checkpoint.load import load_net
+from lit_llada.checkpoint.published.config_json import read_config
 from lit_llada.errors import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -16,12 +16,12 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_llada.data.answer_datamodule import AnswerDataModule
-from lit_llada.data.datamodule import DiffusionDataModule
+from lit_llada.data.batch import AnswerBatch
 from lit_llada.data.folder import read_records
-from lit_llada.data.packing import AnswerBatch
-from lit_llada.data.prepare_answers import prepare_chat
-from lit_llada.data.tokenizer import Tokenizer
+from lit_llada.data.text_datamodule import DiffusionDataModule
 from lit_llada.errors import UserError
+from lit_llada.prepare.conversations import prepare_chat
+from lit_llada.text.tokenizer import Tokenizer
 
 
 def data(path: Any, **options: Any) -> AnswerDataModule:

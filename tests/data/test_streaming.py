@@ -19,10 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from litdata.streaming import TokensLoader
 
-from lit_llada.data.chunks import write_items
 from lit_llada.data.order import Order, permute
 from lit_llada.data.streaming import TextBatches, TokenRows, TrainingLoader, ValidationLoader
 from lit_llada.errors import UserError
+from lit_llada.prepare.chunks import write_items
 
 IDENTITY = {"seed": 3, "length": 2, "data": ["abc"]}
 EOS = 10**6

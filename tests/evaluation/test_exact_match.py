@@ -8,23 +8,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_llada.data.chat import ChatTemplate
 from lit_llada.data.folder import DataFolder, Record, read_records
-from lit_llada.data.questions import questions_of
-from lit_llada.data.tokenizer import Tokenizer
 from lit_llada.errors import UserError
 from lit_llada.evaluation.exact_match import (
     Question,
     Reply,
     canvas_length,
-    choose,
+    choose_questions,
     load_answerer,
+    questions_of,
     read_questions,
     replies,
     specials_of,
     tally,
 )
 from lit_llada.sampling.plan import Plan
+from lit_llada.text.chat_template import ChatTemplate
+from lit_llada.text.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.byte()
 TEMPLATE = ChatTemplate.named("plain", TOKENIZER)
@@ -66,13 +66,13 @@ def test_a_question_is_the_record_as_it_is_trained_on(taught: Any) -> None:
     records = read_records(taught.data, "val")
     lengths = folder.lengths["val"][:, 0]
     for question, row, length in zip(questions, records, lengths, strict=True):
-        assert (question.prompt, question.answer, question.template) == (row.prompt, row.answer, row.template)
+        assert (question.prompt, question.answer, question.task) == (row.prompt, row.answer, row.task)
         assert len(question.ids) + question.length == length
         assert TOKENIZER.decode(question.ids, eos="|") == f"user:\n{row.prompt}|assistant:\n"
     dialogue = [{"role": r, "content": c} for r, c in (("user", "a"), ("assistant", "b"), ("user", "c"))]
     [last] = read_questions([Record("c", "d", "", dialogue)], TEMPLATE, TOKENIZER)
     assert TOKENIZER.decode(last.ids, eos="|") == "user:\na|assistant:\nb|user:\nc|assistant:\n"
-    assert (last.answer, last.template, last.length) == ("d", "records", 2)
+    assert (last.answer, last.task, last.length) == ("d", "records", 2)
 
 
 def test_replies_are_cut_at_their_first_end_and_do_not_depend_on_the_batch() -> None:
@@ -86,11 +86,11 @@ def test_replies_are_cut_at_their_first_end_and_do_not_depend_on_the_batch() -> 
 
 def test_the_choice_is_balanced_nested_and_by_seed() -> None:
     questions = [Question([1], "a", 1, str(i), "ab"[i % 3 == 0]) for i in range(30)]
-    few, many = choose(questions, 3, seed=1), choose(questions, 100, seed=1)
-    assert [q.template for q in few] == ["a"] * 3 + ["b"] * 3
+    few, many = choose_questions(questions, 3, seed=1), choose_questions(questions, 100, seed=1)
+    assert [q.task for q in few] == ["a"] * 3 + ["b"] * 3
     assert sorted(q.prompt for q in many) == sorted(q.prompt for q in questions)
     assert few[:3] == many[:3] and few[3:] == many[20:23]
-    assert choose(questions, 3, seed=2) != few
+    assert choose_questions(questions, 3, seed=2) != few
     assert tally(few, [True, False, True, False, False, False]) == {"a": (2, 3), "b": (0, 3)}
 
 

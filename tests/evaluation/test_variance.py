@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_llada.data.packing import AnswerBatch
+from lit_llada.data.batch import AnswerBatch
 from lit_llada.evaluation.variance import Ask, measure, split, well_known
 from lit_llada.objectives.preference import Estimator
 

@@ -39,17 +39,17 @@ def find(net: Net, size: int, limit: int = 400, seed: int = 1, unended: bool = F
 
 
 def kinds(found: Found) -> Counter[str]:
-    return Counter(QUESTIONS[number].template for number, _ in found.pairs)
+    return Counter(QUESTIONS[number].task for number, _ in found.pairs)
 
 
 def test_as_many_of_each_template_and_hardly_more_questions_than_needed() -> None:
     net = Better()
     found = find(net, 20)
     assert kinds(found) == {"easy": 10, "hard": 10}
-    assert [QUESTIONS[number].template for number, _ in found.pairs] == ["easy", "hard"] * 10
+    assert [QUESTIONS[number].task for number, _ in found.pairs] == ["easy", "hard"] * 10
     assert all(text == f"wrong {number}" for number, text in found.pairs)
     assert len(set(net.asked)) == len(net.asked)
-    asked = Counter(QUESTIONS[number].template for number in net.asked)
+    asked = Counter(QUESTIONS[number].task for number in net.asked)
     assert asked["hard"] <= 14 and 60 <= asked["easy"] <= 200
     count = found.counts["hard"]
     assert count["prompts"] == asked["hard"] and count["kept"] == 10
@@ -65,7 +65,7 @@ def test_a_template_that_runs_dry_leaves_its_share_to_the_others() -> None:
 def test_no_more_prompts_than_the_limit() -> None:
     net = Better()
     found = find(net, 1000, limit=40)
-    assert Counter(QUESTIONS[number].template for number in net.asked) == {"easy": 20, "hard": 20}
+    assert Counter(QUESTIONS[number].task for number in net.asked) == {"easy": 20, "hard": 20}
     assert sum(count["kept"] for count in found.counts.values()) == len(found.pairs)
 
 

@@ -16,10 +16,10 @@ import lightning as L
 import numpy as np
 import torch
 
-from lit_llada.callbacks.checkpoint import StepCheckpoint, checkpoints
-from lit_llada.checkpoint.runs import write_run
-from lit_llada.data.answers import Sample, lay_out
-from lit_llada.data.packing import AnswerBatch, Batch, collate
+from lit_llada.callbacks.step_checkpoint import StepCheckpoint, checkpoints
+from lit_llada.checkpoint.own import write_run
+from lit_llada.data.batch import AnswerBatch, Batch, collate
+from lit_llada.data.layout import Sample, lay_out
 from lit_llada.modules.base import DiffusionModule
 from lit_llada.modules.pretraining import PretrainingModule
 from lit_llada.modules.sft import SFTModule

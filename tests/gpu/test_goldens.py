@@ -16,10 +16,11 @@ from lit_llada.backbone.attention import AttentionMask
 from lit_llada.backbone.transformer import Backbone
 from lit_llada.checkpoint.load import load_net
 from lit_llada.objectives.diffusion import bound_weights
-from lit_llada.sampling.canvas import Specials, lay_out
+from lit_llada.sampling.canvas import lay_out
 from lit_llada.sampling.generate import generate
-from lit_llada.sampling.guidance import Guided
+from lit_llada.sampling.guided import Guided
 from lit_llada.sampling.plan import Plan
+from lit_llada.text.specials import Specials
 from tests.gpu.nets import distance
 
 GOLDEN = Path(__file__).parents[1] / "golden"

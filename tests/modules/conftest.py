@@ -12,12 +12,12 @@ import torch
 
 from lit_llada.backbone.config import BackboneConfig
 from lit_llada.backbone.transformer import Backbone
-from lit_llada.checkpoint.runs import write_run
+from lit_llada.checkpoint.own import write_run
 from lit_llada.data.answer_datamodule import AnswerDataModule
-from lit_llada.data.prepare_answers import prepare_chat, prepare_preference
-from lit_llada.data.tokenizer import Tokenizer
 from lit_llada.modules.vrpo import VRPOModule
 from lit_llada.objectives.preference import Estimator
+from lit_llada.prepare.conversations import prepare_chat, prepare_preference
+from lit_llada.text.tokenizer import Tokenizer
 from lit_llada.training.schedules import Schedule
 from lit_llada.training.trainer import Trainer
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lit_llada.callbacks.checkpoint import StepCheckpoint, checkpoints
 from lit_llada.callbacks.ema import EMA
+from lit_llada.callbacks.step_checkpoint import StepCheckpoint, checkpoints
 from lit_llada.data.answer_datamodule import AnswerDataModule
-from lit_llada.modules.reference import ReferenceWriter
+from lit_llada.modules.cached_reference import ReferenceWriter
 from lit_llada.modules.sft import SFTModule
 from lit_llada.modules.vrpo import VRPOModule
 from lit_llada.objectives.preference import Estimator

@@ -15,7 +15,7 @@ from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from lit_llada.backbone.config import BackboneConfig
 from lit_llada.backbone.transformer import Block
 from lit_llada.callbacks.ema import EMA
-from lit_llada.data.datamodule import DiffusionDataModule
+from lit_llada.data.text_datamodule import DiffusionDataModule
 from lit_llada.modules.pretraining import PretrainingModule
 from lit_llada.training.schedules import Schedule
 from lit_llada.training.strategies import FSDP2Strategy

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from lit_llada.backbone.config import BackboneConfig
-from lit_llada.callbacks.checkpoint import StepCheckpoint, checkpoints
 from lit_llada.callbacks.ema import EMA
-from lit_llada.checkpoint.consolidate import consolidate
-from lit_llada.data.datamodule import DiffusionDataModule
+from lit_llada.callbacks.step_checkpoint import StepCheckpoint, checkpoints
+from lit_llada.checkpoint.shards import consolidate
+from lit_llada.data.text_datamodule import DiffusionDataModule
 from lit_llada.errors import UserError
 from lit_llada.modules.base import NonFiniteStep
 from lit_llada.modules.pretraining import PretrainingModule

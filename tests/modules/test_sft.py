@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from lit_llada.backbone import attention
 from lit_llada.backbone.config import BackboneConfig
 from lit_llada.checkpoint.load import load_net
-from lit_llada.data.answers import Sample, lay_out
-from lit_llada.data.packing import AnswerBatch
+from lit_llada.data.batch import AnswerBatch
+from lit_llada.data.layout import Sample, lay_out
 from lit_llada.errors import UserError
-from lit_llada.modules.answers import locate, predict
+from lit_llada.modules.predict import locate, predict
 from lit_llada.modules.sft import SFTModule
 from lit_llada.objectives import noise
 from lit_llada.objectives.diffusion import answer_weights

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lit_llada.backbone.attention import AttentionMask
 from lit_llada.backbone.moe import balance_loss, z_loss
-from lit_llada.data.packing import AnswerBatch
+from lit_llada.data.batch import AnswerBatch
 from lit_llada.modules import vrpo
 from lit_llada.modules.vrpo import VRPOModule
 from lit_llada.objectives.preference import ESTIMATORS, Estimator

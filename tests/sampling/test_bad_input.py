@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from lit_llada.errors import UserError
-from lit_llada.sampling.canvas import Specials, State, lay_out, read_answers
+from lit_llada.sampling.canvas import State, lay_out, read_answers
 from lit_llada.sampling.generate import generate
 from lit_llada.sampling.plan import PRESETS, Plan, preset
+from lit_llada.text.specials import Specials
 
 MASK, EOS = 8, 7
 SPECIALS = Specials(MASK, EOS)

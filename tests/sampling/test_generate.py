@@ -11,9 +11,10 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lit_llada.sampling.canvas import Reason, Specials, lay_out, read_answers
+from lit_llada.sampling.canvas import Reason, lay_out, read_answers
 from lit_llada.sampling.generate import generate, number_blocks
 from lit_llada.sampling.plan import PRESETS, Count, EosRule, Order, Plan, preset
+from lit_llada.text.specials import Specials
 
 VOCABULARY, MASK, EOS, EOT, FORBIDDEN = 9, 8, 7, 6, 5
 SPECIALS = Specials(MASK, EOS, EOT, (FORBIDDEN,))

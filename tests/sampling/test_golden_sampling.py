@@ -16,10 +16,11 @@ from lit_llada.backbone.transformer import Backbone
 from lit_llada.checkpoint.load import load_net
 from lit_llada.sampling import generate as engine
 from lit_llada.sampling import selection
-from lit_llada.sampling.canvas import Specials, State, lay_out
+from lit_llada.sampling.canvas import State, lay_out
 from lit_llada.sampling.generate import generate, quota
-from lit_llada.sampling.guidance import Guided
+from lit_llada.sampling.guided import Guided
 from lit_llada.sampling.plan import Plan
+from lit_llada.text.specials import Specials
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SAMPLING: dict[str, Any] = json.loads((GOLDEN / "golden_sampling.json").read_text())

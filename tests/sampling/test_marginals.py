@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_llada.sampling.canvas import Specials
 from lit_llada.sampling.generate import generate
 from lit_llada.sampling.plan import Order, Plan
+from lit_llada.text.specials import Specials
 
 MASK, VOCABULARY, DRAWS = 3, 4, 6000
 SPECIALS = Specials(MASK)

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lit_llada.backbone.attention import AttentionMask
-from lit_llada.sampling.canvas import Specials, State, lay_out
+from lit_llada.sampling.canvas import State, lay_out
 from lit_llada.sampling.generate import generate
-from lit_llada.sampling.guidance import Guided
+from lit_llada.sampling.guided import Guided
 from lit_llada.sampling.plan import Count, EosRule, Order, Plan
+from lit_llada.text.specials import Specials
 
 VOCABULARY = 16
 SPECIALS = Specials(mask=15, eos=14, eot=13, forbidden=(12,))

@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_llada.objectives.noise import keyed_uniform
-from lit_llada.sampling.canvas import Reason, Specials
+from lit_llada.sampling.canvas import Reason
 from lit_llada.sampling.generate import generate
-from lit_llada.sampling.guidance import Guided
+from lit_llada.sampling.guided import Guided
 from lit_llada.sampling.plan import Plan
 from lit_llada.sampling.revision import BACK
 from lit_llada.sampling.selection import TOKEN, TURN
+from lit_llada.text.specials import Specials
 
 Row = list[int]
 Ask = Callable[[Row], list[list[float]]]

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from lit_llada.errors import UserError
-from lit_llada.sampling.canvas import Specials, State
+from lit_llada.sampling.canvas import State
 from lit_llada.sampling.generate import generate
 from lit_llada.sampling.plan import Plan
 from lit_llada.sampling.trace import NOTHING, Recorder, Trace
+from lit_llada.text.specials import Specials
 
 MASK, EOS, VOCABULARY = 7, 6, 8
 SPECIALS = Specials(MASK, EOS)

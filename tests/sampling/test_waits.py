@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lit_llada.sampling.cache import Cached
-from lit_llada.sampling.canvas import Specials, lay_out
+from lit_llada.sampling.cached import Cached
+from lit_llada.sampling.canvas import lay_out
 from lit_llada.sampling.generate import generate
-from lit_llada.sampling.guidance import Guided
+from lit_llada.sampling.guided import Guided
 from lit_llada.sampling.plan import Plan
+from lit_llada.text.specials import Specials
 
 SPECIALS = Specials(mask=15, eos=14, eot=13, forbidden=(12,))
 aten = torch.ops.aten

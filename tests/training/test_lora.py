@@ -15,24 +15,24 @@ import pytest
 import torch
 from lightning.pytorch.strategies import FSDPStrategy
 
+from lit_llada.backbone.adapters import is_adapter
 from lit_llada.backbone.config import BackboneConfig
 from lit_llada.backbone.transformer import Backbone
-from lit_llada.callbacks.checkpoint import StepCheckpoint, checkpoints
 from lit_llada.callbacks.ema import EMA
-from lit_llada.checkpoint.adapters import is_adapter
+from lit_llada.callbacks.step_checkpoint import StepCheckpoint, checkpoints
+from lit_llada.checkpoint.digest import weight_digest
 from lit_llada.checkpoint.load import load_checkpoint, load_into, load_net
-from lit_llada.checkpoint.runs import write_run
-from lit_llada.cli import main
+from lit_llada.checkpoint.own import write_run
+from lit_llada.cli.main import main
 from lit_llada.data.answer_datamodule import AnswerDataModule
-from lit_llada.data.prepare_answers import prepare_chat, prepare_preference
 from lit_llada.errors import UserError
 from lit_llada.modules.base import DiffusionModule
 from lit_llada.modules.sft import SFTModule
 from lit_llada.modules.vrpo import VRPOModule
 from lit_llada.objectives.preference import Estimator
+from lit_llada.prepare.conversations import prepare_chat, prepare_preference
 from lit_llada.training.lora import LoRA, adapters_off, add_adapters, init_adapters
 from lit_llada.training.schedules import Schedule
-from lit_llada.training.sharding import weight_digest
 from lit_llada.training.strategies import FSDP2Strategy
 from lit_llada.training.trainer import Trainer
 from tests.modules.test_vrpo import CPU, batch_of, built, gradient

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from lit_llada.backbone.config import BackboneConfig
+from lit_llada.backbone.devices import pick_device
 from lit_llada.callbacks import EMA, SampleLogger
-from lit_llada.cli_sample import pick_device
-from lit_llada.data.datamodule import DiffusionDataModule
+from lit_llada.data.text_datamodule import DiffusionDataModule
 from lit_llada.errors import UserError
 from lit_llada.modules.pretraining import PretrainingModule
 from lit_llada.training import trainer as trainer_module

@@ -1,1 +1,0 @@
-"""What one does with a trained model at a terminal: sample, converse, calibrate the sampler."""
