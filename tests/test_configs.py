@@ -108,7 +108,7 @@ def test_data_overlays_choose_their_class_and_short_options_reach_it() -> None:
     assert isinstance(cli.datamodule, AnswerDataModule)
     assert (cli.datamodule.path, cli.datamodule.eos, cli.datamodule.batch_size) == ("x", "one", 2)
     assert cli.run_dir == "runs/sft-repl,data.path=x,data.eos=one"
-    text = build("--model", "lit_llada.modules.pretraining.PretrainingModule", "--data.path", "x").datamodule
+    text = build("--model", "lit_llada.PretrainingModule", "--data.path", "x").datamodule
     assert isinstance(text, DiffusionDataModule)  # without an overlay
     assert text.path == "x"
 

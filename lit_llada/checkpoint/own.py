@@ -70,7 +70,9 @@ def open_run(path: Path, ema: bool | None = None, mask_id: int | None = None) ->
     return Source(path, BackboneConfig(**saved["backbone"]), dtype, write, files, mask_id, digest, card)
 
 
-def write_run(net: Backbone, mask_id: int | None, files: dict[str, str], path: Path) -> None:
+def write_run(
+    net: Backbone, mask_id: int | None, files: dict[str, str], path: Path, class_path: str | None = None
+) -> None:
     """Write a single file that ``load_checkpoint`` reads and that ``fit --model.init_from`` starts from.
 
     Args:
@@ -78,12 +80,11 @@ def write_run(net: Backbone, mask_id: int | None, files: dict[str, str], path: P
         mask_id: its mask token.
         files: the text files of the published folder, kept inside for the way back.
         path: the file.
+        class_path: the module that ``load_from_checkpoint`` makes of it.
     """
     backbone = asdict(net.config)
-    module = {
-        "_class_path": "lit_llada.modules.pretraining.PretrainingModule",
-        "_instantiator": "lightning.pytorch.cli.instantiate_module",
-    }
+    instantiator = "lightning.pytorch.cli.instantiate_module"
+    module = {} if class_path is None else {"_class_path": class_path, "_instantiator": instantiator}
     checkpoint = {
         "state_dict": {f"net.{name}": tensor for name, tensor in net.state_dict().items()},
         "hyper_parameters": {"backbone": backbone, "mask_id": mask_id, **module},

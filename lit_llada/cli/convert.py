@@ -13,6 +13,8 @@ from lit_llada.errors import UserError
 
 DType = Literal["float32", "bfloat16", "float16"]
 
+MODULE = "lit_llada.PretrainingModule"  # what a converted checkpoint is loaded as
+
 USAGE = """\
 usage: lit-llada convert import SOURCE TARGET    a published folder, or org/name on the hub -> one file to start from
        lit-llada convert export SOURCE TARGET    a checkpoint of a run -> a folder in the published layout
@@ -81,7 +83,7 @@ def import_folder(
 
     _refuse_existing(target)
     checkpoint = load_checkpoint(source, _torch(dtype), mask_id=mask_id, causal=causal)
-    write_run(checkpoint.net, checkpoint.mask_id, checkpoint.files, Path(target))
+    write_run(checkpoint.net, checkpoint.mask_id, checkpoint.files, Path(target), MODULE)
     config = checkpoint.net.config
     print(
         f"{target}: {config.parameter_count():,} parameters, vocabulary {config.vocabulary}, mask {checkpoint.mask_id}"
@@ -149,7 +151,7 @@ def upcycle_net(
     net = upcycle(
         found.net, n_experts, experts_per_token, renormalize=renormalize, dense_layers=dense_layers, seed=seed
     )
-    write_run(net, found.mask_id, found.files, Path(target))
+    write_run(net, found.mask_id, found.files, Path(target), MODULE)
     print(f"{target}: {net.config.parameter_count():,} parameters, {n_experts} experts, {experts_per_token} a token")
 
 

@@ -24,6 +24,10 @@ from lit_llada.errors import UserError
 _HOW = ("trainer.", "checkpoint.", "throughput.", "data.num_workers", "ckpt_path", "run_dir", "print_config", "out")
 
 
+# Options of version 0.1.0 -> their names today.
+RENAMED = {"exact_match.per_template": "exact_match.per_task"}
+
+
 def default_run_dir(words: list[str]) -> str:
     """``runs/`` and the names of the overlays and of the options changed on the command line.
 
@@ -84,16 +88,24 @@ def find_checkpoint(wish: str | None, run_dir: str, *, training: bool) -> Path |
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     """A nested mapping as dotted keys, without jsonargparse's ``init_args``."""
     if not isinstance(config, dict) or not config:
-        return {prefix: config}
+        return {prefix: _class_name(config) if prefix.endswith("class_path") else config}
     leaves: dict[str, Any] = {}
     for key, value in config.items():
         leaves |= flat(value, prefix if key == "init_args" else f"{prefix}.{key}".strip("."))
     return leaves
 
 
+def _class_name(path: Any) -> Any:
+    """A class of ours without the module it lives in, which may have moved since."""
+    return path.rpartition(".")[2] if isinstance(path, str) and path.startswith("lit_llada.") else path
+
+
 def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What differs between two configurations, as ``key: old -> new``."""
     before, after = flat(old), flat(new)
+    for older, name in RENAMED.items():
+        after.pop(older, None)
+        before[name] = before.pop(older, None) or before.get(name)
     keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys if key != "ckpt_path"]
 

@@ -32,7 +32,7 @@ from lit_llada.callbacks.step_checkpoint import StepCheckpoint, checkpoints
 from lit_llada.callbacks.throughput import Throughput
 from lit_llada.cli.memory import smaller
 from lit_llada.cli.parser import Parser, causes
-from lit_llada.cli.runs import changes, default_run_dir, find_checkpoint, report
+from lit_llada.cli.runs import RENAMED, changes, default_run_dir, find_checkpoint, report
 from lit_llada.data.answer_datamodule import AnswerDataModule
 from lit_llada.data.base import PreparedDataModule
 from lit_llada.data.text_datamodule import DiffusionDataModule
@@ -121,7 +121,9 @@ class TrainingCLI(LightningCLI):
                 help="the file to write (default: model.reference, or else reference.safetensors in run_dir)",
             )
         # So that --data.path X is enough for text; overlays for answers name their own class.
-        parser.set_defaults({"data": {"class_path": f"{DiffusionDataModule.__module__}.DiffusionDataModule"}})
+        parser.set_defaults({"data": {"class_path": "lit_llada.DiffusionDataModule"}})
+        for old, new in RENAMED.items():
+            parser.add_argument(f"--{old}", default=None, help=f"older name of {new}")
         for name, callback in CALLBACKS.items():
             parser.add_argument(
                 f"--{name}.enabled", type=bool, default=name not in OFF_BY_DEFAULT, help=f"use {callback.__name__}"
@@ -131,6 +133,9 @@ class TrainingCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         if self.config.trainer.default_root_dir is not None:
             raise UserError("trainer.default_root_dir is set: set run_dir instead, it holds all of a run")
+        for old, new in RENAMED.items():
+            if self.config[old] is not None:
+                self.config[new], self.config[old] = self.config[old], None
         self.config.run_dir = self.run_dir = self.config.run_dir or default_run_dir(self.words)
 
     def instantiate_classes(self) -> None:
@@ -149,6 +154,8 @@ class TrainingCLI(LightningCLI):
         ours = []
         for name, callback in CALLBACKS.items():
             options = self.config_init[name].as_dict()
+            for old in RENAMED:
+                options.pop(old.removeprefix(f"{name}."), None)
             enabled = options.pop("enabled") and self.verb != "reference"
             if enabled and not (name == "checkpoint" and chosen.fast_dev_run):
                 ours.append(callback(**options))

@@ -180,9 +180,9 @@ def test_every_mistake_is_one_line_and_status_2(sample: Run, words: str) -> None
 def test_the_context_of_a_published_folder_is_a_limit(
     sample: Run, run_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lit_llada import cli_sample
+    from lit_llada.checkpoint.load import Checkpoint
 
-    monkeypatch.setattr(cli_sample, "context_length", lambda checkpoint: 20)
+    monkeypatch.setattr(Checkpoint, "context", 20)
     assert (
         "prompt 1: 9 tokens and 12 new ones exceed the context of 20"
         in sample("c.ckpt", "123456789", "--new_tokens", "12", "--preset", "official")[2]
@@ -191,13 +191,12 @@ def test_the_context_of_a_published_folder_is_a_limit(
 
 def test_context_length_is_read_from_the_folder() -> None:
     from lit_llada.checkpoint.load import load_checkpoint
-    from lit_llada.cli.checkpoint_options import context_length
 
     loaded = load_checkpoint(GOLDEN / "dense_a")
     fields = json.loads((GOLDEN / "dense_a" / "config.json").read_text())
-    assert context_length(loaded) == fields["max_sequence_length"]
+    assert loaded.context == fields["max_sequence_length"]
     loaded.files = {}
-    assert context_length(loaded) is None
+    assert loaded.context is None
 
 
 @pytest.mark.parametrize("verb", ["sample", "chat", "calibrate"])

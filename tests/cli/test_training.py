@@ -29,7 +29,7 @@ from lit_llada.training.strategies import FSDP2Strategy
 
 TINY = {
     "model": {
-        "class_path": "lit_llada.modules.pretraining.PretrainingModule",
+        "class_path": "lit_llada.PretrainingModule",
         "init_args": {
             "backbone": {"d_model": 16, "n_layers": 1, "n_heads": 2, "ff_dim": 32},
             "schedule": {"kind": "constant", "warmup_steps": 1},
@@ -500,7 +500,7 @@ def test_a_wrong_word_is_one_line(fit: Run, words: list[str], said: str) -> None
         ),
         ("trainer: {max_stepz: 3}", "'max_stepz' (did you mean max_steps?)"),
         ("modell: {lr: 3}", "(did you mean model?)"),
-        ("model: {class_path: lit_llada.modules.pretraining.Pretraining}", "no attribute 'Pretraining'"),
+        ("model: {class_path: lit_llada.Pretraining}", "no attribute 'Pretraining'"),
         ("model: [", "line 2, column 1"),
     ],
 )

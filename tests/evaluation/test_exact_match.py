@@ -19,16 +19,16 @@ from lit_llada.evaluation.exact_match import (
     questions_of,
     read_questions,
     replies,
-    specials_of,
     tally,
 )
 from lit_llada.sampling.plan import Plan
 from lit_llada.text.chat_template import ChatTemplate
+from lit_llada.text.specials import Specials
 from lit_llada.text.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.byte()
 TEMPLATE = ChatTemplate.named("plain", TOKENIZER)
-SPECIALS = specials_of(TEMPLATE, TOKENIZER, 260)
+SPECIALS = Specials.of(TOKENIZER, 260, TEMPLATE)
 
 
 class Lookup:

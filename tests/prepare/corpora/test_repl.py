@@ -25,7 +25,7 @@ def test_every_answer_is_what_python_prints() -> None:
 
 def test_templates_are_many_and_evenly_drawn_and_no_line_is_there_twice() -> None:
     counts = Counter(template for _, _, template, _ in RECORDS)
-    assert set(counts) == set(repl.TEMPLATES) and len(counts) >= 12
+    assert set(counts) == set(repl.TASKS) and len(counts) >= 12
     assert min(counts.values()) > 0.6 * max(counts.values())
     assert len({prompt for prompt, *_ in RECORDS}) == len(RECORDS)
 
