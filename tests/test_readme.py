@@ -46,7 +46,8 @@ def test_commands_on_checkpoints_parse(
     monkeypatch.chdir(tmp_path)
     assert main(shlex.split(command, comments=True)[1:]) == 2
     assert re.search(
-        r"(CHECKPOINT|runs/\S+|models/\S+|LLaDA-8B-Base|input my_\S+): no such|questions.jsonl cannot|no data folder|no folder runs",
+        r"(CHECKPOINT|runs/\S+|models/\S+|LLaDA-8B-Base|input my_\S+): no such"
+        r"|questions.jsonl cannot|no data folder|no folder runs",
         capsys.readouterr().err,
     )
 
