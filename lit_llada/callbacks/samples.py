@@ -16,12 +16,13 @@ from torch import nn
 from lit_llada.callbacks.loggers import log_figure, log_text, writers
 from lit_llada.callbacks.periodic import Looking
 from lit_llada.errors import UserError
-from lit_llada.sampling.canvas import Row, pad_rows
+from lit_llada.sampling.canvas import Canvas, pad_canvases
 from lit_llada.sampling.film import write_film
 from lit_llada.sampling.frames import END, MASK, visible
 from lit_llada.sampling.generate import generate
 from lit_llada.sampling.plan import Order, Plan
 from lit_llada.sampling.trace import Recorder, Trace
+from lit_llada.seeding import mix
 from lit_llada.text.chat_template import ChatTemplate
 from lit_llada.text.specials import Specials, until_end
 
@@ -126,13 +127,13 @@ class SampleLogger(Looking):
             write_film(folder / name, named, piece, f"Samples at training step {trainer.global_step}")
         return f"\n\nStep by step, beside the files of this log: `{name}`"
 
-    def canvases(self, tokenizer: Any, template: ChatTemplate | None = None) -> dict[str, Row]:
+    def canvases(self, tokenizer: Any, template: ChatTemplate | None = None) -> dict[str, Canvas]:
         """The samples to be drawn, by name, as ids with masks; with a template the prompts are a user's questions.
 
         Raises:
             UserError: a prompt leaves no room or is no message, or there are more blocks than steps.
         """
-        found: dict[str, Row] = {}
+        found: dict[str, Canvas] = {}
         for i, text in enumerate(self.prompts, 1):
             ids = tokenizer.encode(text) if template is None else question_ids(text, tokenizer, template)
             if len(ids) >= self.length:
@@ -153,13 +154,13 @@ class SampleLogger(Looking):
         return found
 
     def draw(
-        self, denoiser: nn.Module, rows: dict[str, Row], specials: Specials, device: torch.device, step: int
+        self, denoiser: nn.Module, rows: dict[str, Canvas], specials: Specials, device: torch.device, step: int
     ) -> dict[str, Trace]:
         """Sample all canvases in one batch, padded on the right; each row has its own noise and its own end."""
         if not rows:
             return {}
-        canvas, real = (part.to(device) for part in pad_rows([*rows.values()], specials))
-        seeds = torch.arange(len(rows)) + (self.seed * 1_000_003 + step) * 10_007
+        canvas, real = (part.to(device) for part in pad_canvases([*rows.values()], specials))
+        seeds = torch.tensor([mix(mix(self.seed, step), number, 10_007) for number in range(len(rows))])
         states = generate(denoiser, canvas, specials, self.plan, real=real, seeds=seeds, details=True)
         return dict(zip(rows, Recorder(states, specials.mask).finish(), strict=True))
 

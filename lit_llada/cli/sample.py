@@ -101,7 +101,7 @@ def write_samples(
     Raises:
         UserError: a prompt that makes no canvas, or a file that cannot be written.
     """
-    from lit_llada.sampling.fill import in_order
+    from lit_llada.sampling.fill import in_number_order
     from lit_llada.sampling.film import check_name, write_film
     from lit_llada.sampling.sample import sample_prompts
 
@@ -115,7 +115,7 @@ def write_samples(
         writers = [stack.enter_context(writing(Path(name))) if name else None for name in (out, trace)]
         show = _jsonl(writers[0] or sys.stdout) if out or not sys.stdout.isatty() else _text(infill)
         answers = []
-        for prompt, answer in zip(prompts, in_order(with_bar(numbered, len(prompts), "sampling")), strict=True):
+        for prompt, answer in zip(prompts, in_number_order(with_bar(numbered, len(prompts), "sampling")), strict=True):
             show(prompt, answer)
             if writers[1] is not None and answer.trace is not None:
                 writers[1].write(answer.trace.to_json() + "\n")

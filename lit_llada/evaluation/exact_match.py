@@ -12,8 +12,8 @@ from lit_llada.backbone.transformer import Backbone
 from lit_llada.checkpoint.load import load_checkpoint
 from lit_llada.data.folder import DataFolder, Record, is_remote, read_records
 from lit_llada.errors import UserError
-from lit_llada.sampling.canvas import Denoiser, prompt_rows
-from lit_llada.sampling.fill import answer_rows
+from lit_llada.sampling.canvas import Denoiser, prompt_canvases
+from lit_llada.sampling.fill import fill_canvases
 from lit_llada.sampling.plan import Plan
 from lit_llada.text.chat_template import ChatTemplate
 from lit_llada.text.specials import Specials, until_end
@@ -112,7 +112,7 @@ def canvas_length(questions: Sequence[Question], block_length: int | None) -> in
 
 
 def replies(
-    denoiser: Denoiser,
+    net: Denoiser,
     questions: Sequence[Question],
     new_tokens: int,
     tokenizer: Tokenizer,
@@ -126,7 +126,7 @@ def replies(
     """Answer every question, prompts of like lengths together; no reply depends on what shares its batch.
 
     Args:
-        denoiser: the net, in eval mode.
+        net: the mask predictor, in eval mode.
         questions: at least one.
         new_tokens: masks behind each prompt.
         tokenizer: to read the answers with.
@@ -142,8 +142,8 @@ def replies(
     Raises:
         UserError: blocks that do not divide ``new_tokens``, or fewer steps than blocks.
     """
-    rows = prompt_rows([q.ids for q in questions], new_tokens, specials, block_length=plan.block_length)
-    answers = answer_rows(lambda: denoiser, rows, specials, plan, seeds=seeds, batch_size=batch_size, device=device)
+    canvases = prompt_canvases([q.ids for q in questions], new_tokens, specials, block_length=plan.block_length)
+    answers = fill_canvases(lambda: net, canvases, specials, plan, seeds=seeds, batch_size=batch_size, device=device)
     for number, answer in answers:
         yield number, Reply(tokenizer.decode(answer.gaps[0]), answer.ended)
 

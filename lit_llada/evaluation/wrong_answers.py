@@ -9,6 +9,7 @@ from itertools import zip_longest
 from typing import NamedTuple
 
 from lit_llada.evaluation.exact_match import Question, Reply, by_task, shuffled
+from lit_llada.seeding import mix
 
 # Questions and their noise -> the number of each and its reply, in any order.
 Answer = Callable[[list[Question], list[int]], Iterable[tuple[int, Reply]]]
@@ -34,7 +35,7 @@ def asker(questions: Sequence[Question], answer: Answer, samples: int, seed: int
 
     def ask(numbers: list[int]) -> dict[int, list[Reply]]:
         each = [(number, sample) for number in numbers for sample in range(samples)]
-        seeds = [((seed * 1_000_003 + number) * 1_009 + sample) % 2**63 for number, sample in each]
+        seeds = [mix(mix(seed, number), sample, 1_009) for number, sample in each]
         said = dict(answer([questions[number] for number, _ in each], seeds))
         return {number: [said[i * samples + j] for j in range(samples)] for i, number in enumerate(numbers)}
 
