@@ -177,9 +177,9 @@ def count(number: int, what: str) -> str:
 
 def piece(tokenizer: Tokenizer) -> Callable[[int], str]:
     """id -> what a film shows of it."""
-    from lit_llada.sampling.frames import END, MASK
+    from lit_llada.sampling.frames import END_SIGN, MASK_SIGN
 
-    return lambda token: tokenizer.decode([token], MASK, END)
+    return lambda token: tokenizer.decode([token], MASK_SIGN, END_SIGN)
 
 
 def _jsonl(file: Any) -> Callable[[Prompt, Sample], None]:

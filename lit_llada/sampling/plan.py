@@ -1,4 +1,4 @@
-"""How is a canvas filled? The policies of a sampling run in one value, and the presets that people ask for by name."""
+"""A plan: the policies of a sampling run in one value, and presets that are asked for by name."""
 
 from __future__ import annotations
 

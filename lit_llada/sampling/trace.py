@@ -1,4 +1,4 @@
-"""How did a text come about? Every change of a canvas as an event; played again they give every state, and the end."""
+"""A trace: every change of a canvas as an event; played again, the events give every state of the run."""
 
 from __future__ import annotations
 
