@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from lit_llada.cli.checkpoint_options import chat_template, checkpoint_parser, load, read_options
+from lit_llada.cli.checkpoint_options import checkpoint_parser, load, read_options, template_for
 from lit_llada.errors import UserError
 from lit_llada.files import writing
 from lit_llada.progress import with_bar
@@ -66,7 +66,7 @@ def sample(words: list[str]) -> int:
 
     prompts = read_prompts(options["prompts"], options["file"])
     checkpoint, settings = load(options)
-    template = chat_template(options, checkpoint) if options["chat"] else None
+    template = template_for(options, checkpoint) if options["chat"] else None
     how = {name: options[name] for name in ("infill", "batch_size", "out", "film", "trace")}
     try:
         write_samples(checkpoint, prompts, settings, template, **how)

@@ -1,4 +1,4 @@
-"""What does a reader see of a canvas that is being filled? What is committed, what is guessed, and masks."""
+"""Shows a canvas at a terminal while it is filled: committed text, guesses, masks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How often is the answer exactly right? Records become questions, a net answers them, and the two are compared."""
+"""Exact match: records become questions, a net answers them, and answers are compared with the records."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Question(NamedTuple):
     """A prompt, and the one text that answers it.
 
     Attributes:
-        ids: of all before the answer, up to where the assistant begins to speak.
+        ids: ids of all before the answer, up to where the assistant begins to speak.
         answer: the right text.
         length: tokens of the right answer, its end included.
-        prompt: the last message, for a reader.
+        prompt: text of the last message, for a reader.
         task: the kind of the record: of a REPL line, what is done with its words.
     """
 
@@ -129,12 +129,12 @@ def replies(
         net: the mask predictor, in eval mode.
         questions: at least one.
         new_tokens: masks behind each prompt.
-        tokenizer: to read the answers with.
+        tokenizer: tokenizer that reads the answers.
         specials: the mask, the ends, what is never produced.
         plan: the policies of the sampler, of fixed length.
-        seeds: the noise of each question.
-        batch_size: rows at once.
-        device: of the net.
+        seeds: seed of each question's noise.
+        batch_size: answers at once.
+        device: device of the net.
 
     Yields:
         The question's number and the reply, batch by batch, the longest prompts first.
@@ -159,8 +159,8 @@ def load_answerer(path: str, tokenizer: Tokenizer, data: str, ema: bool | None, 
 
     Args:
         path: anything that :func:`load_checkpoint` takes.
-        tokenizer: of the data.
-        data: what an error message calls them.
+        tokenizer: tokenizer of the data.
+        data: name of the data in an error message.
         ema: see :func:`load_checkpoint`.
         device: where the net shall be.
 

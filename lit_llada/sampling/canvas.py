@@ -159,8 +159,8 @@ def lay_out(
     Args:
         prompts: ids of each prompt.
         new_tokens: masks behind each prompt, for all or for each.
-        specials: the mask's id, and what may pad.
-        block_length: to be checked: blocks that do not divide ``new_tokens`` are refused.
+        specials: ids of the mask and of what pads.
+        block_length: length of a block, which must divide ``new_tokens``; None for no blocks.
         context: the longest sequence the net was made for; None for no limit.
 
     Returns:

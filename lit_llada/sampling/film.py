@@ -53,7 +53,7 @@ def write_film(path: str | Path, traces: Mapping[str, Trace], piece: TokenText, 
     """Write what happened as a page (``.html``) or a moving picture (``.gif``).
 
     Args:
-        path: of the file; it appears when it is complete.
+        path: path of the file; it appears when it is complete.
         traces: by name; several share a page, or follow each other in the picture.
         piece: id -> text of one token.
         title: the heading.

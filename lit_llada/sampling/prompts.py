@@ -116,7 +116,7 @@ def make_canvases(
         new_tokens: masks behind a prompt, and in a gap that does not say how many.
         template: given, every text is a user's message; None takes texts as they are.
         infill: texts have gaps, and nothing is written behind them.
-        block_length: to be checked: it must divide ``new_tokens``; gaps may have any length.
+        block_length: length of a block, which must divide ``new_tokens``; gaps may have any length.
         context: the longest sequence the net was made for; None for no limit.
 
     Raises:

@@ -26,7 +26,7 @@ class Candidates:
     Attributes:
         token: the candidate.
         probability: its probability, without temperature or noise.
-        entropy: of the distribution it came from, nats; 0 unless it was wanted.
+        entropy: entropy of the distribution it came from, nats; 0 unless it was wanted.
         score: float64, the highest goes first.
         postponed: end tokens that have to wait.
     """
@@ -50,7 +50,7 @@ def find_candidates(
         noise: the seed of each canvas, ``[b]``, and the number of the step.
         plan: temperature, order and EOS rule.
         specials: who must not be produced, who ends.
-        entropy: whether to compute it.
+        entropy: whether to compute entropies.
     """
     logits, width = widen(logits), view.tokens.shape[1]
     keys = noise[0][view.positions // width], noise[1], view.positions % width
