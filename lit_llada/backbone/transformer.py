@@ -20,6 +20,7 @@ from lit_llada.backbone.head import chunked_nll, weighted_nll
 from lit_llada.backbone.kv_cache import KVView
 from lit_llada.backbone.layers import RMSNorm, SwiGLU, rotary_table, rotate
 from lit_llada.backbone.moe import MoE
+from lit_llada.seeding import mix
 
 
 class Attention(nn.Module):
@@ -214,7 +215,7 @@ class Backbone(nn.Module):
                 elif "norm" in name.rsplit(".", 2)[-2]:
                     parameter.fill_(1.0)
                 else:
-                    generator = torch.Generator(parameter.device).manual_seed((seed * 1_000_003 + number) % 2**63)
+                    generator = torch.Generator(parameter.device).manual_seed(mix(seed, number))
                     _fill(parameter, self._std(name, parameter), self.config.init == "mitchell", generator)
 
     def _std(self, name: str, parameter: Tensor) -> float:

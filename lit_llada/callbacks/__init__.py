@@ -1,4 +1,7 @@
-"""What one sees of a run: Lightning callbacks, each of which can be left out. YAML names them by class."""
+"""Lightning callbacks that show or keep what a run does; each can be left out.
+
+In YAML each has a namespace of its own (``throughput:``, ``sampling:``, ...), see ``lit_llada.cli.training``.
+"""
 
 from lit_llada.callbacks.ema import EMA
 from lit_llada.callbacks.noise_curve import NoiseCurve

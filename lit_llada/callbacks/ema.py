@@ -1,4 +1,4 @@
-"""What do the averaged weights look like? An exponential moving average in the module's frozen twin, sharded or not."""
+"""An exponential moving average of the weights, in the module's frozen twin, sharded or not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many answers are exactly right by now? A few questions of each task, asked while the net is trained."""
+"""Exact match while the net is trained: a few questions of each task, answered and counted."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from lit_llada.callbacks.loggers import log_scalars, log_text
-from lit_llada.callbacks.periodic import Looking
-from lit_llada.callbacks.samples import escape
+from lit_llada.callbacks.markdown import escape, markdown_table
+from lit_llada.callbacks.periodic import Periodic
 from lit_llada.data.folder import DataFolder
 from lit_llada.errors import UserError
 from lit_llada.evaluation.exact_match import (
@@ -24,14 +24,13 @@ from lit_llada.evaluation.exact_match import (
     replies,
     tally,
 )
-from lit_llada.sampling.frames import visible
 from lit_llada.sampling.plan import Count, Plan
 from lit_llada.text.specials import Specials
 
 SHOWN = 2  # questions of each task in TensorBoard's table
 
 
-class ExactMatch(Looking):
+class ExactMatch(Periodic):
     """Ask validation questions every n optimizer steps and at the end of training, of the averaged weights if any.
 
     An answer counts if it is, up to its first end, exactly the record's. Logged are ``val/exact_match`` (the share of
@@ -48,11 +47,11 @@ class ExactMatch(Looking):
         count: how many are committed in a step, see :class:`~lit_llada.sampling.plan.Plan`; only ``quota`` takes as
             many steps on every rank as sharded weights need.
         steps: with ``count: quota``, steps in all; None for one token a step.
-        bound: of the other counts; None for the usual value.
+        bound: bound of the other counts; None for the usual value.
         block_length: fill blocks of this many masks from left to right; None for the whole answer at once.
         batch_size: answers at once; none depends on it.
-        seed: of the choice of the questions.
-        before: ask before the first step too, see :class:`~lit_llada.callbacks.periodic.Looking`, and show those
+        seed: seed of the choice of the questions.
+        before: ask before the first step too, see :class:`~lit_llada.callbacks.periodic.Periodic`, and show those
             answers beside each later one.
 
     Raises:
@@ -122,26 +121,27 @@ class ExactMatch(Looking):
         self.latest = tally(self.questions, right)
         shares = {f"val/exact_match/{name}": hits / asked for name, (hits, asked) in self.latest.items()}
         log_scalars(trainer, {"val/exact_match": sum(right) / len(right), **shares})
-        log_text(trainer, "exact_match/answers", table(self.questions, said, trainer.global_step, self.start or ()))
+        log_text(
+            trainer, "exact_match/answers", answers_table(self.questions, said, trainer.global_step, self.start or ())
+        )
         return said
 
 
-def table(questions: Sequence[Question], now: Sequence[Reply], step: int, before: Sequence[Reply] = ()) -> str:
+def answers_table(questions: Sequence[Question], now: Sequence[Reply], step: int, before: Sequence[Reply] = ()) -> str:
     """A Markdown table of the first questions of each task, with what was answered before (if asked) and now."""
     looks = {"before (step 0)": before, f"now (step {step})": now} if before else {f"now (step {step})": now}
-    heads = ["task", "prompt", "wanted", *looks]
-    rows = [heads, ["---"] * len(heads)]
+    rows = []
     for numbers in by_task(questions).values():
         for i in numbers[:SHOWN]:
             asked = questions[i]
-            given = (escape(visible(text)) for text in (asked.task, asked.prompt, asked.answer))
+            given = (escape(text) for text in (asked.task, asked.prompt, asked.answer))
             rows.append([*given, *(_marked(look[i], asked.answer) for look in looks.values())])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown_table(["task", "prompt", "wanted", *looks], rows)
 
 
 def _marked(reply: Reply, wanted: str) -> str:
     text = reply.text if reply.ended else f"{reply.text} … (no end)"
-    return f"{'✓' if reply.text == wanted else '✗'} {escape(visible(text))}"
+    return f"{'✓' if reply.text == wanted else '✗'} {escape(text)}"
 
 
 def _sharded(net: nn.Module) -> bool:

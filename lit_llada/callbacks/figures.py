@@ -1,4 +1,4 @@
-"""What do denoising, a loss curve and a router look like? Numbers in, matplotlib figures out; nothing is shown."""
+"""Figures of a denoising, a loss curve and a router: numbers in, matplotlib figures out; nothing is shown."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from lit_llada.sampling.frames import ORDER as STOPS
-from lit_llada.sampling.frames import flow, frames, shown
+from lit_llada.sampling.frames import ORDER_STOPS, flow, frames, shown
 from lit_llada.sampling.trace import Trace
 
-MASKED, GIVEN, INK = "#eef0f3", "#c3c9d2", "#22262c"
-ORDER = LinearSegmentedColormap.from_list("order", STOPS)
+MASKED_FILL, GIVEN_FILL, INK = "#eef0f3", "#c3c9d2", "#22262c"
+ORDER_COLOURS = LinearSegmentedColormap.from_list("order", ORDER_STOPS)
 MONO, COLUMNS = "DejaVu Sans Mono", 96
 
 
@@ -49,8 +48,8 @@ def denoising_figure(trace: Trace, piece: Callable[[int], str], title: str) -> F
     for row in range(len(seen)):
         cells = states[min(row, steps)][:length]
         seen[row, : len(cells)] = [-1 if cell.kind in ("mask", "back") else cell.step for cell in cells]
-    image = np.where(seen[..., None] > 0, ORDER(norm(seen)), _rgba(MASKED))
-    image[seen == 0] = _rgba(GIVEN)
+    image = np.where(seen[..., None] > 0, ORDER_COLOURS(norm(seen)), _rgba(MASKED_FILL))
+    image[seen == 0] = _rgba(GIVEN_FILL)
     raster.imshow(image, aspect="auto", interpolation="nearest", extent=(-0.5, length - 0.5, len(seen) - 0.5, -0.5))
     raster.set_ylabel("denoising step")
     raster.yaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -59,7 +58,7 @@ def denoising_figure(trace: Trace, piece: Callable[[int], str], title: str) -> F
 
     # Bars, not a line: neighbours are committed at different steps and have nothing to do with each other.
     made = order > 0
-    bars.bar(np.arange(length)[made], confidence[made], width=0.9, color=ORDER(norm(order[made])))
+    bars.bar(np.arange(length)[made], confidence[made], width=0.9, color=ORDER_COLOURS(norm(order[made])))
     bars.set(xlim=(-0.5, length - 0.5), ylim=(0, 1), yticks=[0, 1], ylabel="confidence", xlabel="position")
     bars.grid(axis="y", color="#e3e6ea", linewidth=0.6)
     bars.set_axisbelow(True)
@@ -159,7 +158,7 @@ def _characters(axes: Axes, pieces: Sequence[str], order: np.ndarray, norm: Norm
     for position, piece in enumerate(pieces):
         size = min(8.5, 1.5 * width / max(len(piece), 1))
         if size >= 4.5 and piece.strip():
-            colour = GIVEN if order[position] == 0 else ORDER(norm(order[position]))
+            colour = GIVEN_FILL if order[position] == 0 else ORDER_COLOURS(norm(order[position]))
             axes.text(
                 position, order[position] - 0.4, piece, ha="center", va="top", fontsize=size, family=MONO,
                 color=_contrast(_rgba(colour)), clip_on=True, parse_math=False,
@@ -171,7 +170,7 @@ def _paragraph(axes: Axes, lines: list[list[tuple[int, str]]], order: np.ndarray
     for row, line in enumerate(lines):
         column = 0
         for position, piece in line:
-            colour = _rgba(GIVEN if order[position] == 0 else ORDER(norm(order[position])))
+            colour = _rgba(GIVEN_FILL if order[position] == 0 else ORDER_COLOURS(norm(order[position])))
             axes.add_patch(Rectangle((column, row), len(piece), 0.92, color=colour, linewidth=0))
             for offset, character in enumerate(piece):
                 axes.text(
@@ -193,7 +192,7 @@ def _label(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
     axes.annotate(text, (x, y), (0, 3), textcoords="offset points", fontsize=9, color=colour)
 
 
-def _mappable(norm: Normalize, colours: Colormap = ORDER) -> ScalarMappable:
+def _mappable(norm: Normalize, colours: Colormap = ORDER_COLOURS) -> ScalarMappable:
     return ScalarMappable(norm, colours)
 
 

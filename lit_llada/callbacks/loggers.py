@@ -1,4 +1,4 @@
-"""Where do numbers, words and pictures go? Numbers to every logger, words and pictures to TensorBoard; rank 0 only."""
+"""Writes numbers to every logger, texts and pictures to TensorBoard; on rank 0 only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is the curve healthy? Validation loss by noise level, in bits per byte, beside reference levels."""
+"""Validation loss by noise level, in bits per byte, beside the levels of a guess and of token frequencies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When does a callback look at the net? Every n optimizer steps, at the end, and if wished before the first step."""
+"""The base of callbacks that look at the net every n optimizer steps, at the end, and if wished before the first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from lit_llada.callbacks.throughput import off_the_clock
 
 
-class Looking(L.Callback):
+class Periodic(L.Callback):
     """Calls :meth:`look` every n optimizer steps and at the end of training, never twice at one step.
 
     Args:
@@ -30,13 +30,13 @@ class Looking(L.Callback):
 
     @abstractmethod
     def look(self, trainer: L.Trainer, pl_module: Any) -> Any:
-        """Ask the net in eval mode, log, and return what a later look shows beside its own."""
+        """Ask the net, which is in eval mode; log; return what a later look shows beside its own findings."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self.start, self._step, self._looked = None, trainer.global_step, False
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Look before a first step, when everybody has refused what cannot be trained."""
+        """Look before the first step: by now every callback has refused what it cannot work with."""
         if self.before and trainer.global_step == 0 and not self._looked:
             self.start = self._look(trainer, pl_module)
 

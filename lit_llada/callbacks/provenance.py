@@ -1,4 +1,4 @@
-"""Which code, data and settings made this run? One card, ``run_card.json``, in the run's directory."""
+"""The run card: which code, data and settings made a run, in ``run_card.json`` of its directory."""
 
 from __future__ import annotations
 

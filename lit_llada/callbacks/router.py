@@ -1,4 +1,4 @@
-"""Do all experts work, and do masked tokens go elsewhere than visible ones? Router load, split by what a token is."""
+"""Router load: how a sparse net spreads masked and visible tokens over its experts."""
 
 from __future__ import annotations
 

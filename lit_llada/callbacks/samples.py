@@ -1,9 +1,7 @@
-"""What does the model write by now? Texts continued, answered, filled and free, step by step, in TensorBoard."""
+"""Samples while the net is trained: texts continued, answered, filled and free, step by step, in TensorBoard."""
 
 from __future__ import annotations
 
-import html
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,19 +12,21 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
 from lit_llada.callbacks.loggers import log_figure, log_text, writers
-from lit_llada.callbacks.periodic import Looking
+from lit_llada.callbacks.markdown import escape, markdown_table
+from lit_llada.callbacks.periodic import Periodic
 from lit_llada.errors import UserError
-from lit_llada.sampling.canvas import Row, pad_rows
+from lit_llada.sampling.canvas import Canvas, pad_canvases
 from lit_llada.sampling.film import write_film
-from lit_llada.sampling.frames import END, MASK, visible
+from lit_llada.sampling.frames import END_SIGN, MASK_SIGN, visible
 from lit_llada.sampling.generate import generate
 from lit_llada.sampling.plan import Order, Plan
 from lit_llada.sampling.trace import Recorder, Trace
+from lit_llada.seeding import mix
 from lit_llada.text.chat_template import ChatTemplate
 from lit_llada.text.specials import Specials, until_end
 
 
-class SampleLogger(Looking):
+class SampleLogger(Periodic):
     """Sample every n optimizer steps and at the end of training, from the averaged weights if there are any.
 
     TensorBoard gets a table of the texts (``samples/texts``) and, for each sample, the canvas of every step as text
@@ -50,9 +50,9 @@ class SampleLogger(Looking):
         block_length: fill blocks of this many masks from left to right; None for the whole canvas at once.
         order: who is committed first, see :class:`~lit_llada.sampling.plan.Plan`.
         temperature: 0 takes the likeliest token (free samples are then all alike), 1 samples from the model.
-        seed: of the noise.
+        seed: seed of the noise.
         film: write ``films/step_NNNNNN.html``, a page with all samples, into the folder of the TensorBoard logger.
-        before: sample before the first step too, see :class:`~lit_llada.callbacks.periodic.Looking`, and show those
+        before: sample before the first step too, see :class:`~lit_llada.callbacks.periodic.Periodic`, and show those
             texts beside each later one.
     """
 
@@ -91,12 +91,12 @@ class SampleLogger(Looking):
         template = getattr(data, "chat_template", None)
         self._specials = Specials.of(tokenizer, pl_module.backbone.vocabulary, template)
         self._questions = {} if template is None else {f"prompt_{i}": text for i, text in enumerate(self.prompts, 1)}
-        self._rows = self.canvases(tokenizer, template)
+        self._canvases = self.canvases(tokenizer, template)
 
     def look(self, trainer: L.Trainer, pl_module: Any) -> dict[str, str]:
         """The texts by name."""
         tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
-        traces = self.draw(pl_module.denoiser, self._rows, self._specials, pl_module.device, trainer.global_step)
+        traces = self.sample(pl_module.denoiser, self._canvases, self._specials, pl_module.device, trainer.global_step)
         self.latest = {
             name: text_of(trace, tokenizer, self._specials, self._questions.get(name)) for name, trace in traces.items()
         }
@@ -105,10 +105,10 @@ class SampleLogger(Looking):
         from lit_llada.callbacks.figures import denoising_figure
 
         def piece(token: int) -> str:
-            return str(tokenizer.decode([token], MASK, END))
+            return str(tokenizer.decode([token], MASK_SIGN, END_SIGN))
 
         film = self._write_film(trainer, traces, piece)
-        log_text(trainer, "samples/texts", f"{table(self.latest, self.start)}{film}")
+        log_text(trainer, "samples/texts", f"{texts_table(self.latest, self.start)}{film}")
         for name, trace in traces.items():
             log_text(trainer, f"samples/{name}", transcript(trace, tokenizer))
             title = f"{name.replace('_', ' ')} · training step {trainer.global_step}"
@@ -126,13 +126,13 @@ class SampleLogger(Looking):
             write_film(folder / name, named, piece, f"Samples at training step {trainer.global_step}")
         return f"\n\nStep by step, beside the files of this log: `{name}`"
 
-    def canvases(self, tokenizer: Any, template: ChatTemplate | None = None) -> dict[str, Row]:
+    def canvases(self, tokenizer: Any, template: ChatTemplate | None = None) -> dict[str, Canvas]:
         """The samples to be drawn, by name, as ids with masks; with a template the prompts are a user's questions.
 
         Raises:
             UserError: a prompt leaves no room or is no message, or there are more blocks than steps.
         """
-        found: dict[str, Row] = {}
+        found: dict[str, Canvas] = {}
         for i, text in enumerate(self.prompts, 1):
             ids = tokenizer.encode(text) if template is None else question_ids(text, tokenizer, template)
             if len(ids) >= self.length:
@@ -144,24 +144,29 @@ class SampleLogger(Looking):
         for i in range(1, self.free + 1):
             found[f"free_{i}"] = [tokenizer.mask_id] * self.length
         for i, text in enumerate(self.infills, 1):
-            first, *rest = (tokenizer.encode(part) for part in text.split(self.gap))
-            found[f"infill_{i}"] = sum(([tokenizer.mask_id] * self.gap_length + ids for ids in rest), first)
-        width, steps = self.plan.block_length, self.plan.steps
-        most = max((ids.count(tokenizer.mask_id) for ids in found.values()), default=0)
-        if width and steps and (blocks := -(-most // width)) > steps:
-            raise UserError(f"SampleLogger.steps {steps} are too few for {blocks} blocks; each needs at least one")
+            ids, *rest = (tokenizer.encode(part) for part in text.split(self.gap))
+            for part in rest:
+                ids = [*ids, *[tokenizer.mask_id] * self.gap_length, *part]
+            found[f"infill_{i}"] = ids
+        self._refuse_few_steps(found, tokenizer.mask_id)
         return found
 
-    def draw(
-        self, denoiser: nn.Module, rows: dict[str, Row], specials: Specials, device: torch.device, step: int
+    def _refuse_few_steps(self, canvases: dict[str, Canvas], mask_id: int) -> None:
+        width, steps = self.plan.block_length, self.plan.steps
+        most = max((ids.count(mask_id) for ids in canvases.values()), default=0)
+        if width and steps and (blocks := -(-most // width)) > steps:
+            raise UserError(f"SampleLogger.steps {steps} are too few for {blocks} blocks; each needs at least one")
+
+    def sample(
+        self, net: nn.Module, canvases: dict[str, Canvas], specials: Specials, device: torch.device, step: int
     ) -> dict[str, Trace]:
-        """Sample all canvases in one batch, padded on the right; each row has its own noise and its own end."""
-        if not rows:
+        """Sample all canvases in one batch, padded on the right; each has its own noise and its own end."""
+        if not canvases:
             return {}
-        canvas, real = (part.to(device) for part in pad_rows([*rows.values()], specials))
-        seeds = torch.arange(len(rows)) + (self.seed * 1_000_003 + step) * 10_007
-        states = generate(denoiser, canvas, specials, self.plan, real=real, seeds=seeds, details=True)
-        return dict(zip(rows, Recorder(states, specials.mask).finish(), strict=True))
+        canvas, real = (part.to(device) for part in pad_canvases([*canvases.values()], specials))
+        seeds = torch.tensor([mix(mix(self.seed, step), number, 10_007) for number in range(len(canvases))])
+        states = generate(net, canvas, specials, self.plan, real=real, seeds=seeds, details=True)
+        return dict(zip(canvases, Recorder(states, specials.mask).finish(), strict=True))
 
 
 def question_ids(text: str, tokenizer: Any, template: ChatTemplate) -> list[int]:
@@ -180,25 +185,20 @@ def text_of(trace: Trace, tokenizer: Any, specials: Specials, question: str | No
     """What a sample came to; of a question's answer what stands before its first end, which is shown as a sign."""
     ids = trace.canvases()[-1]
     if question is None:
-        return str(tokenizer.decode(ids, MASK, END))
+        return str(tokenizer.decode(ids, MASK_SIGN, END_SIGN))
     ids = ids[trace.start.index(specials.mask) :]
     answer, ended = until_end(ids, specials.ends)
-    return f"{question}\n{tokenizer.decode(answer, MASK, END)}{END if ended else ''}"
+    return f"{question}\n{tokenizer.decode(answer, MASK_SIGN, END_SIGN)}{END_SIGN if ended else ''}"
 
 
 def transcript(trace: Trace, tokenizer: Any) -> str:
     """The canvas after every step, one line each, as a Markdown code block."""
-    lines = [f"{i:4d} {visible(tokenizer.decode(c, MASK, END))}" for i, c in enumerate(trace.canvases())]
+    lines = [f"{i:4d} {visible(tokenizer.decode(c, MASK_SIGN, END_SIGN))}" for i, c in enumerate(trace.canvases())]
     return "\n".join(["~~~~", *lines, "~~~~"])
 
 
-def table(now: dict[str, str], before: dict[str, str] | None = None) -> str:
-    """A Markdown table of texts, with nothing in them taken for Markdown or HTML; beside each what it was before."""
+def texts_table(now: dict[str, str], before: dict[str, str] | None = None) -> str:
+    """A Markdown table of texts; beside each what it was before the first step."""
     looks = {"before": before, "now": now} if before else {"text": now}
-    rows = [["sample", *looks], ["---"] * (1 + len(looks))]
-    rows += [[name.replace("_", " "), *(escape(visible(texts[name])) for texts in looks.values())] for name in now]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def escape(text: str) -> str:
-    return re.sub(r"([\\`*_{}\[\]()#+\-.!|])", r"\\\1", html.escape(text, quote=False))
+    rows = [[name.replace("_", " "), *(escape(texts[name]) for texts in looks.values())] for name in now]
+    return markdown_table(["sample", *looks], rows)

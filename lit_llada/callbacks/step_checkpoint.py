@@ -1,4 +1,4 @@
-"""When is a checkpoint written, and which are kept? Every n steps, at the end, on SIGTERM, and before a bad step."""
+"""Writes checkpoints every n steps, at the end, on SIGTERM and before a bad step, and keeps the newest ones."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Weights in and out: key maps of the published formats, sharded folders to one file and back."""
+"""Checkpoints of runs and of published models: found, read into a net, described, written."""

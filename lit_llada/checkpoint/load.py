@@ -1,4 +1,4 @@
-"""A path or a name on the hub -> a net, its tokenizer and its special ids.
+"""Loads a checkpoint: a path or a name on the hub becomes a net, its tokenizer and its special ids.
 
 A checkpoint is a published folder (LLaDA, LLaDA-MoE, or an autoregressive Llama, Qwen2 or Qwen3 to start from), or what
 a run of this kit wrote. A net is built without memory and filled tensor by tensor, straight into its shards if it has
@@ -20,7 +20,7 @@ from lit_llada.checkpoint.own import open_run
 from lit_llada.checkpoint.published.config_json import family_of, same_net
 from lit_llada.checkpoint.published.read import open_published
 from lit_llada.checkpoint.source import META, TEXT_FILES, TOKENIZER_FILES, Source, fill, read_files, read_json
-from lit_llada.checkpoint.vocabulary import chat_template, end_of_turn, first, read_tokenizer
+from lit_llada.checkpoint.vocabulary import end_of_turn, first, read_chat_template, read_tokenizer
 from lit_llada.errors import UserError
 from lit_llada.text.chat_template import ChatTemplate, turn_end
 from lit_llada.text.specials import Specials
@@ -42,7 +42,7 @@ class Checkpoint:
         chat_template: jinja source, as the folder has it.
         generation: ``generation_config.json``.
         files: the text files that travel with the weights, name -> contents.
-        run_card: of the run that made it.
+        run_card: card of the run that made it.
     """
 
     net: Backbone
@@ -84,7 +84,7 @@ def load_checkpoint(
 
     Args:
         path: a folder in the Hugging Face layout, ``org/name`` on the hub, a ``.ckpt`` or a folder of shards of a run.
-        dtype: of the weights; None keeps what is stored.
+        dtype: number type of the weights; None keeps what is stored.
         device: where the net shall be.
         ema: a run's averaged weights (True), its trained ones (False), the averaged ones if there are any (None).
         mask_id: the mask token; None takes the one that the checkpoint, its tokenizer or its authors name.
@@ -111,8 +111,8 @@ def load_into(net: Backbone, path: str | Path, ema: bool | None = None) -> None:
 
     Args:
         net: real or on the meta device (then it becomes real where its mesh is, or on the CPU).
-        path: as for :func:`load_checkpoint`.
-        ema: the same.
+        path: what :func:`load_checkpoint` takes.
+        ema: which weights of a run, as there.
 
     Raises:
         UserError: the checkpoint is of another architecture, or as for :func:`load_checkpoint`.
@@ -134,7 +134,7 @@ def open_source(path: str | Path, ema: bool | None = None, mask_id: int | None =
     Raises:
         UserError: it is nothing that can be read.
     """
-    place = locate(path)
+    place = fetch_checkpoint(path)
     if place.is_file() or (place / META).is_file():
         return open_run(place, ema, mask_id)
     if ema:
@@ -142,7 +142,7 @@ def open_source(path: str | Path, ema: bool | None = None, mask_id: int | None =
     return open_published(place, mask_id, causal)
 
 
-def locate(path: str | Path) -> Path:
+def fetch_checkpoint(path: str | Path) -> Path:
     """A local path as it is; ``org/name`` is fetched from the Hugging Face hub, or found in its cache.
 
     Raises:
@@ -195,7 +195,7 @@ def _with_ids(net: Backbone, source: Source) -> Checkpoint:
         eot_id=first(end_of_turn(tokenizer), published.get("eot")),
         pad_id=first(fields.get("pad_token_id"), eos),
         forbidden=tuple(sorted({source.mask_id, *range(tokens or rows, rows)})),
-        chat_template=chat_template(files),
+        chat_template=read_chat_template(files),
         generation=generation,
         files=files,
         run_card=source.run_card,

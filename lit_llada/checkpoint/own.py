@@ -1,4 +1,4 @@
-"""How is a checkpoint of this kit read and written? Lightning's single file, or the folder of shards of FSDP2."""
+"""Reads and writes checkpoints of this kit: Lightning's single file, or the folder of shards of FSDP2."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def write_run(
     """Write a single file that ``load_checkpoint`` reads and that ``fit --model.init_from`` starts from.
 
     Args:
-        net: the weights.
-        mask_id: its mask token.
+        net: the net whose weights are written.
+        mask_id: id of its mask token.
         files: the text files of the published folder, kept inside for the way back.
         path: the file.
         class_path: the module that ``load_from_checkpoint`` makes of it.

@@ -1,4 +1,4 @@
-"""A folder of shards to one file. The file loads under every strategy; FSDP2 shards it again at its next save."""
+"""Turns a folder of shards into one file, which loads under every strategy; FSDP2 shards it again at its next save."""
 
 from __future__ import annotations
 

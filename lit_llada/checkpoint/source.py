@@ -1,4 +1,4 @@
-"""What is a checkpoint, wherever it comes from? A configuration, a way to write each parameter, and the text beside it.
+"""A source: an opened checkpoint of any kind, with its configuration, its tensors and the text files beside it.
 
 Nothing is read until a parameter asks for it, so that a net and one tensor are all that is ever in memory.
 """
@@ -39,12 +39,12 @@ class Source:
     Args:
         path: where it is.
         config: the architecture of its net.
-        dtype: what its weights are stored in; the widest where they differ.
+        dtype: number type that its weights are stored in; the widest where they differ.
         write: ``write(name, target)`` fills a whole tensor with our parameter or buffer of that name.
         files: the text files beside it, name -> contents.
         mask_id: the mask token, if it says so.
-        tokenizer_digest: of the tokenizer that the weights were trained with, where that is known.
-        run_card: of the run that made it.
+        tokenizer_digest: digest of the tokenizer that the weights were trained with, where that is known.
+        run_card: card of the run that made it.
     """
 
     path: Path

@@ -1,4 +1,4 @@
-"""Which ids are special, and where is that written? The tokenizer's files beside the weights, of whatever kind."""
+"""Reads the tokenizer, its special ids and the chat template from the text files beside the weights."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def end_of_turn(tokenizer: Tokenizer | None) -> int | None:
     return first(*(tokenizer.model.token_to_id(name) for name in names))  # type: ignore[union-attr]
 
 
-def chat_template(files: Files) -> str | None:
+def read_chat_template(files: Files) -> str | None:
     """The template's jinja source, from wherever a folder may have it: a file of its own, or the tokenizer's."""
     if "chat_template.jinja" in files:
         return files["chat_template.jinja"]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from lit_llada.checkpoint.generation import generation_path, save_plan
-from lit_llada.cli.checkpoint_options import chat_template, checkpoint_parser, load, read_options
+from lit_llada.cli.checkpoint_options import checkpoint_parser, load, read_options, template_for
+from lit_llada.sampling.rules import RULES
 
 CALIBRATE = """\
 Find the cheapest sampler that answers as well as one token a step, and save it with the checkpoint.
@@ -21,25 +22,27 @@ under the key "lit_llada" of its generation config: sample and chat take it from
 
 def calibrate(words: list[str]) -> int:
     """``lit-llada calibrate CHECKPOINT --data FILE``."""
-    rules = list[Literal["threshold", "factor", "frechet", "entropy_bound"]]
+    rules: Any = list[Literal[tuple(RULES)]]  # type: ignore[misc]
     parser = checkpoint_parser("calibrate", "--data FILE", CALIBRATE)
     parser.add_argument("--data", type=str, required=True, metavar="FILE", help="JSONL with prompt and answer")
     parser.add_argument("--chat", action="store_true", help="every prompt is a user's message")
     parser.add_argument("--counts", type=rules, default=["threshold"], help="the rules to try")
-    parser.add_argument("--bounds", type=list[float] | None, default=None, help="of the one rule (default: a range)")
+    parser.add_argument(
+        "--bounds", type=list[float] | None, default=None, help="bounds of the one rule (default: a range)"
+    )
     parser.add_argument("--tolerance", type=float, default=1.0, help="points of accuracy that speed may cost")
     parser.add_argument("--batch_size", type=int, default=8, help="rows at once")
     options = read_options(parser, words)
-    from lit_llada.checkpoint.load import locate
+    from lit_llada.checkpoint.load import fetch_checkpoint
     from lit_llada.cli.calibration_report import show, write_results
-    from lit_llada.evaluation.calibration import read_questions, sweep
+    from lit_llada.evaluation.calibration import read_known_answers, sweep
 
-    questions = read_questions(options["data"])
+    questions = read_known_answers(options["data"])
     checkpoint, settings = load(options)
-    template = chat_template(options, checkpoint) if options["chat"] else None
+    template = template_for(options, checkpoint) if options["chat"] else None
     how = {name: options[name] for name in ("counts", "bounds", "tolerance", "batch_size")}
     found = sweep(checkpoint, questions, settings, template, **how)
-    generation = generation_path(locate(options["checkpoint"]))
+    generation = generation_path(fetch_checkpoint(options["checkpoint"]))
     save_plan(generation, vars(found.plan))
     show(found)
     write_results(generation, found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lit_llada.cli.checkpoint_options import chat_template, checkpoint_parser, load, read_options
+from lit_llada.cli.checkpoint_options import checkpoint_parser, load, read_options, template_for
 
 CHAT = """\
 Converse at a terminal, and watch the canvas being filled.
@@ -23,5 +23,5 @@ def chat(words: list[str]) -> int:
     checkpoint, settings = load(options)
     from lit_llada.cli.conversation import Chat
 
-    Chat(checkpoint, chat_template(options, checkpoint), settings, system=options["system"]).loop()
+    Chat(checkpoint, template_for(options, checkpoint), settings, system=options["system"]).loop()
     return 0

@@ -1,4 +1,4 @@
-"""What the commands that ask a checkpoint share: their options, and the checkpoint that these name."""
+"""Options of the commands that ask a checkpoint, and the checkpoint that these options name."""
 
 from __future__ import annotations
 
@@ -31,13 +31,15 @@ def checkpoint_parser(verb: str, rest: str, description: str) -> Parser:
     parser = Parser(prog=f"lit-llada {verb}", usage=usage, description=description, formatter_class=Help)
     parser.add_argument("checkpoint", type=str, metavar="CHECKPOINT", help="a folder, org/name on the hub, a .ckpt")
     names = ", ".join(PRESETS)
-    parser.add_argument("--preset", type=str | None, default=None, help=f"of the plan: {names}")
+    parser.add_argument("--preset", type=str | None, default=None, help=f"preset of the plan: {names}")
     parser.add_argument("--template", type=str | None, default=None, help="llada, llada_moe, plain, or a path")
     parser.add_argument("--tokenizer", type=str | None, default=None, help="a tokenizer.json, where none is beside")
     parser.add_argument("--ema", type=bool | None, default=None, help="the averaged weights (default: if there are)")
     parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, cuda:1, mps; auto takes what is there")
     kinds = Literal["float32", "bfloat16", "float16"] | None
-    parser.add_argument("--dtype", type=kinds, default=None, help="of the weights (default: as they are stored)")
+    parser.add_argument(
+        "--dtype", type=kinds, default=None, help="number type of the weights (default: as they are stored)"
+    )
     return parser
 
 
@@ -79,7 +81,7 @@ def load(options: dict[str, Any]) -> tuple[Checkpoint, Settings]:
     return checkpoint, Settings(plan).changed(**given(options))
 
 
-def chat_template(options: dict[str, Any], checkpoint: Checkpoint) -> ChatTemplate:
+def template_for(options: dict[str, Any], checkpoint: Checkpoint) -> ChatTemplate:
     """The template asked for, or the checkpoint's, or the first that its tokenizer can write; this is then said."""
     from lit_llada.sampling.prompts import template_of
 

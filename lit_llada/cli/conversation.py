@@ -106,9 +106,9 @@ class Chat:
         asked = [*self.messages, {"role": "user", "content": text}]
         canvas, start = self._canvas(asked)
         reader = Reader(self.tokenizer, self.specials, self.settings.plan, start)
-        seeds = torch.tensor([self.settings.row_seed(len(asked) // 2)])
-        denoiser = self.settings.denoiser(self.net, self.specials.mask)
-        states = generate(denoiser, canvas, self.specials, self.settings.plan, seeds=seeds)
+        seeds = torch.tensor([self.settings.prompt_seed(len(asked) // 2)])
+        predictor = self.settings.predictor(self.net, self.specials.mask)
+        states = generate(predictor, canvas, self.specials, self.settings.plan, seeds=seeds)
         recorder = Recorder(states, self.specials.mask)
         began = time.perf_counter()
         state, stopped = watch(recorder, reader, self.console)

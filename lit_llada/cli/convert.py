@@ -1,4 +1,4 @@
-"""``convert``: published folders to checkpoints of this kit, and back, and dense nets to sparse ones."""
+"""``lit-llada convert`` (import, export, upcycle) and ``consolidate``: checkpoints of one kind become another kind."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ usage: lit-llada convert import SOURCE TARGET    a published folder, or org/name
   lit-llada convert export runs/demo/checkpoints/step=0002000.ckpt exported/demo --dtype bfloat16
   lit-llada convert upcycle runs/demo/checkpoints/step=0002000.ckpt models/moe.ckpt --n_experts 8 --experts_per_token 2
 
-The families are LLaDA, LLaDA-MoE, and Llama, Qwen2, Qwen3 to start from. lit-llada convert import --help (or export
---help) lists the options.
+The families are LLaDA, LLaDA-MoE, and Llama, Qwen2, Qwen3 to start from. lit-llada convert import --help (or export,
+or upcycle) lists the options.
 """
 
 
 def convert(words: list[str]) -> int:
-    """``convert import|export SOURCE TARGET``."""
+    """``lit-llada convert import | export | upcycle SOURCE TARGET``."""
     if words[:1] in (["-h"], ["--help"]):
         print(USAGE)
         return 0
@@ -49,7 +49,7 @@ def convert(words: list[str]) -> int:
 
 
 def consolidate(words: list[str]) -> int:
-    """``consolidate SOURCE TARGET``."""
+    """``lit-llada consolidate SOURCE TARGET``."""
     from lit_llada.checkpoint.shards import consolidate as run
 
     description = "A sharded checkpoint folder -> one file that any strategy loads."
@@ -74,7 +74,7 @@ def import_folder(
     Args:
         source: a folder in the Hugging Face layout, or org/name on the hub.
         target: the file to write.
-        dtype: of the weights; null keeps what is stored.
+        dtype: number type of the weights; null keeps what is stored.
         mask_id: the mask token, where the folder does not say it.
         causal: keep the causal attention of an autoregressive folder.
     """
@@ -104,8 +104,8 @@ def export_folder(
     Args:
         source: a checkpoint of a run: the file, or the folder of shards.
         target: the folder to write.
-        dtype: of the weights; null keeps what is stored.
-        max_shard_size: of one safetensors file, like 500MB or 5GB.
+        dtype: number type of the weights; null keeps what is stored.
+        max_shard_size: size of one safetensors file at most, like 500MB or 5GB.
         ema: the averaged weights (true) or the trained ones (false); null takes the averaged ones if there are any.
         mask_id: the mask token, where the checkpoint does not say it.
         tokenizer: a tokenizer.json or its folder; null looks beside the checkpoint and in the run's data.
@@ -140,7 +140,7 @@ def upcycle_net(
         experts_per_token: how many of them each token visits.
         renormalize: divide their weights by their sum (LLaDA-MoE does not; experts come apart sooner).
         dense_layers: numbers of the layers that stay dense.
-        seed: of the routers.
+        seed: seed of the routers.
     """
     from lit_llada.backbone.upcycle import upcycle
     from lit_llada.checkpoint.load import load_checkpoint

@@ -1,4 +1,4 @@
-"""What can be typed after ``lit-llada``? One word picks a function; a user's mistake is one line and status 2.
+"""``lit-llada VERB ...``: the first word picks a function; a user's mistake is one line and status 2.
 
 Nothing heavy is imported here: ``--help`` and a mistyped verb answer at once.
 """
@@ -105,13 +105,13 @@ def _explained(error: Exception, verb: str) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.filename and error.strerror and error.errno != errno.ENOSPC:
         return f"{error.filename}: {error.strerror}"
-    smaller = getattr(error, "smaller", SMALLER.get(verb))  # left by cli_training
+    smaller = getattr(error, "smaller", SMALLER.get(verb))  # left by cli.training
     for cause in causes(error):
         if smaller and (wanted := asked_for(cause)):
             return f"out of memory: {wanted} asked for; it is less with {', '.join(smaller[:-1])} or {smaller[-1]}"
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             where = f" while writing {cause.filename}" if cause.filename else ""
-            good = getattr(error, "last_good", None)  # left by cli_training
+            good = getattr(error, "last_good", None)  # left by cli.training
             kept = f"the last whole checkpoint is {good}" if good else "no checkpoint was complete yet"
             return f"no space left on the disk{where}; {kept}. Free some space and run the same command again"
         if isinstance(cause, RuntimeError) and str(cause).startswith("Error(s) in loading state_dict"):

@@ -1,4 +1,4 @@
-"""When memory runs out: one line that says what was asked for and what would make it smaller."""
+"""Explains that memory ran out: one line that says what was asked for and what would make it smaller."""
 
 from __future__ import annotations
 

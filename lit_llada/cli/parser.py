@@ -1,4 +1,4 @@
-"""How does a wrong command line fail? With the one line that names the word, not with fifty lines of usage."""
+"""A parser of command lines whose errors are one line that names the word, not fifty lines of usage."""
 
 from __future__ import annotations
 

@@ -28,8 +28,8 @@ def prepare(words: list[str]) -> int:
         return _check(words[1:])
     if words[:1] in (["-h"], ["--help"]):
         print(
-            f"usage: {USAGE}\n\nFor text there may stand chat or preference; each has a --help of its options."
-            "\nprepare preference --from CHECKPOINT draws the pairs from a model; so has that."
+            f"usage: {USAGE}\n\nInstead of text say chat or preference; each lists its options with --help."
+            "\nprepare preference --from CHECKPOINT draws the pairs from a model, and has a --help too."
         )
         return 0
     if not words:

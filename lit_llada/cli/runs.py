@@ -1,4 +1,4 @@
-"""Where does a run live, which checkpoint does it go on from, and what is said when it ends?
+"""The directory of a run, the checkpoint that it goes on from, and the report when it ends.
 
 A run is a directory: ``config.yaml``, TensorBoard's events, ``run_card.json`` and ``checkpoints/``.
 """

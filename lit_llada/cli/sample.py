@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from lit_llada.cli.checkpoint_options import chat_template, checkpoint_parser, load, read_options
+from lit_llada.cli.checkpoint_options import checkpoint_parser, load, read_options, template_for
 from lit_llada.errors import UserError
 from lit_llada.files import writing
 from lit_llada.progress import with_bar
@@ -66,7 +66,7 @@ def sample(words: list[str]) -> int:
 
     prompts = read_prompts(options["prompts"], options["file"])
     checkpoint, settings = load(options)
-    template = chat_template(options, checkpoint) if options["chat"] else None
+    template = template_for(options, checkpoint) if options["chat"] else None
     how = {name: options[name] for name in ("infill", "batch_size", "out", "film", "trace")}
     try:
         write_samples(checkpoint, prompts, settings, template, **how)
@@ -101,7 +101,7 @@ def write_samples(
     Raises:
         UserError: a prompt that makes no canvas, or a file that cannot be written.
     """
-    from lit_llada.sampling.fill import in_order
+    from lit_llada.sampling.fill import in_number_order
     from lit_llada.sampling.film import check_name, write_film
     from lit_llada.sampling.sample import sample_prompts
 
@@ -115,7 +115,7 @@ def write_samples(
         writers = [stack.enter_context(writing(Path(name))) if name else None for name in (out, trace)]
         show = _jsonl(writers[0] or sys.stdout) if out or not sys.stdout.isatty() else _text(infill)
         answers = []
-        for prompt, answer in zip(prompts, in_order(with_bar(numbered, len(prompts), "sampling")), strict=True):
+        for prompt, answer in zip(prompts, in_number_order(with_bar(numbered, len(prompts), "sampling")), strict=True):
             show(prompt, answer)
             if writers[1] is not None and answer.trace is not None:
                 writers[1].write(answer.trace.to_json() + "\n")
@@ -177,9 +177,9 @@ def count(number: int, what: str) -> str:
 
 def piece(tokenizer: Tokenizer) -> Callable[[int], str]:
     """id -> what a film shows of it."""
-    from lit_llada.sampling.frames import END, MASK
+    from lit_llada.sampling.frames import END_SIGN, MASK_SIGN
 
-    return lambda token: tokenizer.decode([token], MASK, END)
+    return lambda token: tokenizer.decode([token], MASK_SIGN, END_SIGN)
 
 
 def _jsonl(file: Any) -> Callable[[Prompt, Sample], None]:

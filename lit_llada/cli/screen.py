@@ -1,4 +1,4 @@
-"""What does a reader see of a canvas that is being filled? What is committed, what is guessed, and masks."""
+"""Shows a canvas at a terminal while it is filled: committed text, guesses, masks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from lit_llada.sampling.canvas import State
-from lit_llada.sampling.frames import END, MASK
+from lit_llada.sampling.frames import END_SIGN, MASK_SIGN
 from lit_llada.sampling.plan import Plan
 from lit_llada.text.specials import Specials, until_end
 
@@ -68,13 +68,13 @@ class Reader:
             if token != self.specials.mask:
                 pairs.append(("", token))
             elif chance == 0:
-                pairs.append((MASK, token))
+                pairs.append((MASK_SIGN, token))
             else:
-                pairs.append((END if guess in self.specials.ends else "guess", guess))
+                pairs.append((END_SIGN if guess in self.specials.ends else "guess", guess))
         text = Text()
         for kind, run in groupby(pairs, lambda pair: pair[0]):
             tokens = [token for _, token in run]
-            piece = kind * len(tokens) if kind in (MASK, END) else printable(self.tokenizer.decode(tokens))
+            piece = kind * len(tokens) if kind in (MASK_SIGN, END_SIGN) else printable(self.tokenizer.decode(tokens))
             text.append(piece, style="dim" if kind else "")
         return text
 

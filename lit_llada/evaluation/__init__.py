@@ -1,1 +1,1 @@
-"""What is a net worth? Asked of any denoiser; knows no trainer."""
+"""Evaluations of a net, by its answers or its estimates; no trainer is known here."""

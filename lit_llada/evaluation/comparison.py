@@ -1,4 +1,4 @@
-"""How many answers are exactly right, by task, and is one checkpoint better than another?
+"""Compares checkpoints by exact match, task by task and question by question.
 
 All checkpoints answer the same questions, so that they are compared question by question: that tells them apart with
 far fewer questions than two shares would.
@@ -53,7 +53,7 @@ class Comparison(Result):
 
     Args:
         data: the folder that asked.
-        data_digest: the name of its contents.
+        data_digest: digest of its contents.
         questions: what was asked.
         answered: one entry for each checkpoint, in the order in which they were given.
         plan: how the answers were sampled.

@@ -1,4 +1,4 @@
-"""How often is the answer exactly right? Records become questions, a net answers them, and the two are compared."""
+"""Exact match: records become questions, a net answers them, and answers are compared with the records."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from lit_llada.backbone.transformer import Backbone
 from lit_llada.checkpoint.load import load_checkpoint
 from lit_llada.data.folder import DataFolder, Record, is_remote, read_records
 from lit_llada.errors import UserError
-from lit_llada.sampling.canvas import Denoiser, prompt_rows
-from lit_llada.sampling.fill import answer_rows
+from lit_llada.sampling.canvas import Denoiser, prompt_canvases
+from lit_llada.sampling.fill import fill_canvases
 from lit_llada.sampling.plan import Plan
 from lit_llada.text.chat_template import ChatTemplate
 from lit_llada.text.specials import Specials, until_end
@@ -27,10 +27,10 @@ class Question(NamedTuple):
     """A prompt, and the one text that answers it.
 
     Attributes:
-        ids: of all before the answer, up to where the assistant begins to speak.
+        ids: ids of all before the answer, up to where the assistant begins to speak.
         answer: the right text.
         length: tokens of the right answer, its end included.
-        prompt: the last message, for a reader.
+        prompt: text of the last message, for a reader.
         task: the kind of the record: of a REPL line, what is done with its words.
     """
 
@@ -112,7 +112,7 @@ def canvas_length(questions: Sequence[Question], block_length: int | None) -> in
 
 
 def replies(
-    denoiser: Denoiser,
+    net: Denoiser,
     questions: Sequence[Question],
     new_tokens: int,
     tokenizer: Tokenizer,
@@ -126,15 +126,15 @@ def replies(
     """Answer every question, prompts of like lengths together; no reply depends on what shares its batch.
 
     Args:
-        denoiser: the net, in eval mode.
+        net: the mask predictor, in eval mode.
         questions: at least one.
         new_tokens: masks behind each prompt.
-        tokenizer: to read the answers with.
+        tokenizer: tokenizer that reads the answers.
         specials: the mask, the ends, what is never produced.
         plan: the policies of the sampler, of fixed length.
-        seeds: the noise of each question.
-        batch_size: rows at once.
-        device: of the net.
+        seeds: seed of each question's noise.
+        batch_size: answers at once.
+        device: device of the net.
 
     Yields:
         The question's number and the reply, batch by batch, the longest prompts first.
@@ -142,8 +142,8 @@ def replies(
     Raises:
         UserError: blocks that do not divide ``new_tokens``, or fewer steps than blocks.
     """
-    rows = prompt_rows([q.ids for q in questions], new_tokens, specials, block_length=plan.block_length)
-    answers = answer_rows(lambda: denoiser, rows, specials, plan, seeds=seeds, batch_size=batch_size, device=device)
+    canvases = prompt_canvases([q.ids for q in questions], new_tokens, specials, block_length=plan.block_length)
+    answers = fill_canvases(lambda: net, canvases, specials, plan, seeds=seeds, batch_size=batch_size, device=device)
     for number, answer in answers:
         yield number, Reply(tokenizer.decode(answer.gaps[0]), answer.ended)
 
@@ -159,8 +159,8 @@ def load_answerer(path: str, tokenizer: Tokenizer, data: str, ema: bool | None, 
 
     Args:
         path: anything that :func:`load_checkpoint` takes.
-        tokenizer: of the data.
-        data: what an error message calls them.
+        tokenizer: tokenizer of the data.
+        data: name of the data in an error message.
         ema: see :func:`load_checkpoint`.
         device: where the net shall be.
 

@@ -1,4 +1,4 @@
-"""How noisy are score, loss and gradient of a preference pair, and where does the noise come from?
+"""Measures the noise in score, loss and gradient of a preference pair, and where it comes from.
 
 Table 2 of LLaDA 1.5 (2505.19223) for any pairs, models and estimators. The variance of a score has two parts,
 
@@ -81,16 +81,16 @@ def measure(
     """Estimate the same pairs again and again.
 
     Args:
-        batches: of pairs.
+        batches: batches of pairs.
         policy, reference: see :data:`Ask`.
         estimator: see there.
-        losses: of each batch ``[P]``, as exactly as can be had: see :func:`well_known`.
+        losses: loss of each batch ``[P]``, as exactly as can be had: see :func:`well_known`.
         repeats: independent estimates, at least 2.
         masks: how often other masks are drawn at the noise levels of each, at least 2.
         beta: strength of the tie to the reference.
-        parameters: of the policy; the variance of their gradient (over ``repeats``) is measured too, which takes four
-            times as long. Their ``grad`` is overwritten.
-        seed: of the noise.
+        parameters: parameters of the policy; the variance of their gradient (over ``repeats``) is measured too, which
+            takes four times as long. Their ``grad`` is overwritten.
+        seed: seed of the noise.
     """
     parts: list[list[Tensor]] = []
     traces = []

@@ -1,4 +1,4 @@
-"""What does a net get wrong? It is asked in rounds, until there are enough wrong answers of each task."""
+"""Collects wrong answers of a net: it is asked in rounds, until there are enough of each task."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from itertools import zip_longest
 from typing import NamedTuple
 
 from lit_llada.evaluation.exact_match import Question, Reply, by_task, shuffled
+from lit_llada.seeding import mix
 
 # Questions and their noise -> the number of each and its reply, in any order.
-Answer = Callable[[list[Question], list[int]], Iterable[tuple[int, Reply]]]
+Answerer = Callable[[list[Question], list[int]], Iterable[tuple[int, Reply]]]
 Ask = Callable[[list[int]], dict[int, list[Reply]]]  # numbers of questions -> what was answered to each
 COUNTED = ("prompts", "drawn", "right", "wrong", "unended", "kept")
 
@@ -29,12 +30,12 @@ class Found(NamedTuple):
     counts: dict[str, dict[str, int]]
 
 
-def asker(questions: Sequence[Question], answer: Answer, samples: int, seed: int) -> Ask:
+def asker(questions: Sequence[Question], answer: Answerer, samples: int, seed: int) -> Ask:
     """Ask each question ``samples`` times; the noise depends on the seed, the question's number and the sample's."""
 
     def ask(numbers: list[int]) -> dict[int, list[Reply]]:
         each = [(number, sample) for number in numbers for sample in range(samples)]
-        seeds = [((seed * 1_000_003 + number) * 1_009 + sample) % 2**63 for number, sample in each]
+        seeds = [mix(mix(seed, number), sample, 1_009) for number, sample in each]
         said = dict(answer([questions[number] for number, _ in each], seeds))
         return {number: [said[i * samples + j] for j in range(samples)] for i, number in enumerate(numbers)}
 
@@ -53,11 +54,11 @@ def find_wrong(
     """Ask in rounds until there are enough wrong answers of each task, or no prompt may be asked any more.
 
     Args:
-        questions: of all tasks.
+        questions: questions of all tasks.
         ask: see :data:`Ask`.
         size: pairs at most. A task that has too few leaves its share to the others.
         limit: prompts at most, shared evenly among the tasks.
-        seed: of the order of the prompts.
+        seed: seed of the order of the prompts.
         usable: whether a wrong answer may be the rejected one of a pair.
         mixed: only prompts that were also answered right.
     """

@@ -13,11 +13,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from lit_llada.seeding import Stream
+
 TimeSampler = Literal["iid", "stratified", "antithetic"]
 Masking = Literal["bernoulli", "fixed_count"]
-
-# Streams of the hash below, so that times, masks and lengths of one key do not depend on each other.
-_TIME, _MASK, _LENGTH, _LENGTH_GATE = range(4)
 
 
 class Noised(NamedTuple):
@@ -67,11 +66,11 @@ def sample_times(
         ``[B]`` float64.
     """
     if sampler == "iid":
-        return keyed_uniform(seed, _TIME, keys, draw)
+        return keyed_uniform(seed, Stream.TIME, keys, draw)
     if sampler == "stratified":
-        u = keyed_uniform(seed, _TIME, keys.div(strata, rounding_mode="floor"), draw)
+        u = keyed_uniform(seed, Stream.TIME, keys.div(strata, rounding_mode="floor"), draw)
         return (u + keys.remainder(strata) / strata) % 1.0
-    u = keyed_uniform(seed, _TIME, keys.div(2, rounding_mode="floor"), draw)
+    u = keyed_uniform(seed, Stream.TIME, keys.div(2, rounding_mode="floor"), draw)
     return torch.where(keys.remainder(2) == 0, u, 1.0 - u)
 
 
@@ -104,7 +103,7 @@ def mask_tokens(
         eps: smallest masking probability of ``bernoulli``.
     """
     position = torch.arange(tokens.shape[1], device=tokens.device)
-    u = keyed_uniform(seed, _MASK, keys[:, None], draw, position)
+    u = keyed_uniform(seed, Stream.MASK, keys[:, None], draw, position)
     if masking == "bernoulli":
         p_mask = (1 - eps) * t + eps
         masked = maskable & (u < p_mask[:, None])
@@ -120,9 +119,9 @@ def mask_tokens(
 def random_length(length: int, share: float, seed: int, step: int) -> int:
     """The length that this step's rows are cut to: uniform in 1..length in a ``share`` of the steps, else all."""
     key = torch.tensor(step)
-    if share == 0 or float(keyed_uniform(seed, _LENGTH_GATE, key)) >= share:
+    if share == 0 or float(keyed_uniform(seed, Stream.LENGTH_GATE, key)) >= share:
         return length
-    return 1 + int(length * float(keyed_uniform(seed, _LENGTH, key)))
+    return 1 + int(length * float(keyed_uniform(seed, Stream.LENGTH, key)))
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -21,8 +21,7 @@ from torch import Tensor
 
 from lit_llada.errors import UserError
 from lit_llada.objectives.noise import Masking, keyed_uniform
-
-_COUNT, _WHICH = 21, 22  # streams of the keyed noise
+from lit_llada.seeding import Stream
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def draw_masks(
     inside = position < lengths[:, None]
     which = seed if mask_seed is None else mask_seed
     place = position if places is None else places
-    u = keyed_uniform(which, _WHICH, keys[None, :, None], group[:, None, None], stream, place)
+    u = keyed_uniform(which, Stream.WHICH, keys[None, :, None], group[:, None, None], stream, place)
     if estimator.masking == "fixed_count":
         u = u.masked_fill(~inside, 2.0).argsort(-1).argsort(-1).double()
     masked = (u < count[..., None]) ^ flipped[..., None]
@@ -137,8 +136,8 @@ def _levels(keys: Tensor, seed: int, number: int, stratified: bool, stream: int)
     """``[number, S]`` uniforms in [0, 1)."""
     j = torch.arange(number, device=keys.device)[:, None]
     if not stratified:
-        return keyed_uniform(seed, _COUNT, keys[None], j, stream)
-    return (keyed_uniform(seed, _COUNT, keys[None], stream) + j / number) % 1.0
+        return keyed_uniform(seed, Stream.COUNT, keys[None], j, stream)
+    return (keyed_uniform(seed, Stream.COUNT, keys[None], stream) + j / number) % 1.0
 
 
 def _bernoulli(

@@ -1,1 +1,1 @@
-"""How does a mask predictor write? Generators of states over a canvas; they ask for nothing but a Denoiser."""
+"""Samplers: canvases are filled step by step by whatever predicts their masked tokens; no trainer is known here."""

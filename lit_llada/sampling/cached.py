@@ -1,4 +1,4 @@
-"""How much of a canvas must be computed again in every step? All of it, or with a cache only a part: and at what price?
+"""A cache of keys and values: in most steps only a part of each canvas is computed again, at a price.
 
 Most of a canvas stays as it is from step to step, but in a bidirectional net its keys and values do not: they depend on
 every token. To keep them is an approximation that speeds up long canvases and costs accuracy, little on some tasks and
@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_llada.backbone.attention import AttentionMask
 from lit_llada.backbone.kv_cache import KVCache, KVView
 from lit_llada.backbone.layers import widen
 from lit_llada.backbone.transformer import Backbone
 from lit_llada.errors import UserError
 from lit_llada.sampling.canvas import View
+from lit_llada.sampling.predictor import Predictor, padding_mask
 
 Scheme = Literal["prefix", "dual", "vicinity"]
 
@@ -32,7 +32,7 @@ class Reading(NamedTuple):
     Attributes:
         step: which call it was, from 0; the last one in a summary.
         age: the most steps since the cache of one of the rows was filled; 0 when all are fresh.
-        rows: R, how many predictions were compared.
+        predictions: R, how many were compared.
         max_error: the largest difference of two logits.
         kl: mean of KL(whole || cached), nats.
         flips: share of predictions with another likeliest token.
@@ -40,13 +40,13 @@ class Reading(NamedTuple):
 
     step: int
     age: int
-    rows: int
+    predictions: int
     max_error: float
     kl: float
     flips: float
 
 
-class Cached:
+class Cached(Predictor):
     """A net that computes a whole row when its block begins, and afterwards only what is near the block.
 
     ========== ======================================================== ==============================
@@ -100,16 +100,8 @@ class Cached:
         self.meter: list[Reading] = []
         self.computed = self.calls = 0
 
-    def __call__(self, tokens: Tensor, mask: AttentionMask | None, rows: Tensor) -> Tensor:
-        """A cache is asked by :meth:`at` alone.
-
-        Raises:
-            UserError: always; whoever asks without a view (guidance does) does not say which rows these are.
-        """
-        raise UserError("sampling: a cache has to know the rows of a run; guidance and a cache exclude each other")
-
-    def at(self, view: View) -> Tensor:
-        """Logits ``[R, V]`` for a sampler's view; its rows lie in its windows."""
+    def __call__(self, view: View) -> Tensor:
+        """Logits ``[R, V]``; the view's positions lie in its windows."""
         if view.fresh.all():  # a run begins, or might: nothing that was kept is needed
             self.store = KVCache(int(view.ids.max()) + 1, view.tokens.shape[1])
             self.age = torch.zeros(self.store.rows, dtype=torch.int64, device=view.ids.device)
@@ -118,7 +110,7 @@ class Cached:
             age = age % self.refresh_every
         self.age[view.ids] = age
         logits = by_group(view, age == 0, self._ask)
-        if self.meter_every and self.calls % self.meter_every == 0 and len(view.rows):
+        if self.meter_every and self.calls % self.meter_every == 0 and len(view.positions):
             whole = by_group(view, age == 0, self._ask_whole)
             self.meter.append(compare(whole, logits, self.calls, int(age.max())))
         self.calls += 1
@@ -129,17 +121,17 @@ class Cached:
         length = view.tokens.shape[1]
         if whole:
             self.computed += view.tokens.numel()
-            return self.net(view.tokens, _mask(view), view.rows, KVView(self.store, view.ids, length))
+            return self.net(view.tokens, padding_mask(view), view.positions, KVView(self.store, view.ids, length))
         near = find_near(view, self.scheme, self.reach)
-        positions = list_positions(near)
-        row, place = view.rows // length, view.rows % length
-        rows = row * positions.shape[1] + (near.cumsum(1) - 1)[row, place]
-        self.computed += positions.numel()
-        cache = KVView(self.store, view.ids, length, positions)
-        return self.net(view.tokens.gather(1, positions), _mask(view), rows, cache)
+        places = list_places(near)
+        row, place = view.positions // length, view.positions % length
+        positions = row * places.shape[1] + (near.cumsum(1) - 1)[row, place]
+        self.computed += places.numel()
+        cache = KVView(self.store, view.ids, length, places)
+        return self.net(view.tokens.gather(1, places), padding_mask(view), positions, cache)
 
     def _ask_whole(self, view: View, whole: bool) -> Tensor:
-        return self.net(view.tokens, _mask(view), view.rows)
+        return self.net(view.tokens, padding_mask(view), view.positions)
 
 
 def by_group(view: View, whole: Tensor, ask: Callable[[View, bool], Tensor]) -> Tensor:
@@ -151,7 +143,7 @@ def by_group(view: View, whole: Tensor, ask: Callable[[View, bool], Tensor]) -> 
         ask: view of rows of one kind, their kind -> logits.
 
     Returns:
-        ``[R, V]``, in the order of ``view.rows``.
+        ``[R, V]``, in the order of ``view.positions``.
     """
     if len(kinds := set(whole.tolist())) == 1:
         return ask(view, kinds.pop())
@@ -160,11 +152,11 @@ def by_group(view: View, whole: Tensor, ask: Callable[[View, bool], Tensor]) -> 
     for kind in (True, False):
         members = (whole == kind).nonzero().squeeze(1)
         number = torch.full_like(view.ids, -1).index_copy(0, members, torch.arange(len(members), device=members.device))
-        row = number[view.rows // length]
+        row = number[view.positions // length]
         real = None if view.real is None else view.real[members]
-        rows = (row * length + view.rows % length)[row >= 0]
+        positions = (row * length + view.positions % length)[row >= 0]
         others = (x[members] for x in (view.ids, view.given, view.window, view.fresh))
-        parts.append(ask(View(view.tokens[members], real, rows, *others), kind))
+        parts.append(ask(View(view.tokens[members], real, positions, *others), kind))
         order.append((row >= 0).nonzero().squeeze(1))
     return torch.cat(parts)[torch.cat(order).argsort()]
 
@@ -178,7 +170,7 @@ def find_near(view: View, scheme: Scheme, reach: int) -> Tensor:
     return near if view.real is None else near & view.real
 
 
-def list_positions(where: Tensor) -> Tensor:
+def list_places(where: Tensor) -> Tensor:
     """``[n, L]`` bool -> ``[n, w]`` int64, where each row is True, ascending; shorter rows repeat their last one.
 
     A token that is computed twice gives the same keys and values twice, so it needs no mask.
@@ -200,10 +192,10 @@ def summarize(meter: Sequence[Reading]) -> Reading | None:
     """All readings in one: the largest error, and the means over all predictions; None of an empty meter."""
     if not meter:
         return None
-    rows = sum(r.rows for r in meter)
-    kl, flips = (sum(r.rows * getattr(r, name) for r in meter) / rows for name in ("kl", "flips"))
+    total = sum(r.predictions for r in meter)
+    kl, flips = (sum(r.predictions * getattr(r, name) for r in meter) / total for name in ("kl", "flips"))
     worst, age = max(r.max_error for r in meter), max(r.age for r in meter)
-    return Reading(meter[-1].step, age, rows, worst, kl, flips)
+    return Reading(meter[-1].step, age, total, worst, kl, flips)
 
 
 def agreement(ours: Tensor, theirs: Tensor, filled: Tensor) -> Tensor:
@@ -214,7 +206,3 @@ def agreement(ours: Tensor, theirs: Tensor, filled: Tensor) -> Tensor:
         filled: ``[B, L]`` bool, the masks of the canvas they began with; at least one in each row.
     """
     return ((ours == theirs) & filled).sum(1) / filled.sum(1)
-
-
-def _mask(view: View) -> AttentionMask | None:
-    return None if view.real is None else AttentionMask(padding=view.real)

@@ -1,4 +1,4 @@
-"""What is being written, and who says what belongs there? The canvas, its states, and the two ways to ask a net.
+"""The canvas that a sampler fills, its states, and what a step asks of a net.
 
 Shapes: B rows, L positions, R rows of logits, V vocabulary; b <= B rows that are not finished yet.
 """
@@ -6,7 +6,7 @@ Shapes: B rows, L positions, R rows of logits, V vocabulary; b <= B rows that ar
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 
@@ -17,7 +17,7 @@ from lit_llada.backbone.attention import AttentionMask
 from lit_llada.errors import UserError
 from lit_llada.text.specials import Specials, until_end
 
-Row = list[int]  # a canvas: ids, with the mask's where something is to be written
+Canvas = list[int]  # a sequence that is being filled: ids, with the mask's where something is to be written
 
 
 @functools.lru_cache(maxsize=64)
@@ -27,20 +27,20 @@ def id_tensor(ids: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 class Denoiser(Protocol):
-    """Anything that says, for chosen positions of a canvas, which token belongs there."""
+    """A net, or what can be called like one: it says which token belongs at chosen positions of a canvas."""
 
-    def __call__(self, tokens: Tensor, mask: AttentionMask | None, rows: Tensor) -> Tensor:
-        """``[B, L]`` ids, who sees whom, and flat positions ``b*L + i``, ``[R]`` -> logits ``[R, V]``."""
+    def __call__(self, tokens: Tensor, mask: AttentionMask | None, positions: Tensor, /) -> Tensor:
+        """``[B, L]`` ids, who sees whom, and flat positions ``b * L + i``, ``[R]`` -> logits ``[R, V]``."""
         ...
 
 
 class View(NamedTuple):
-    """What the sampler asks in one step; a wrapper with a method ``at(view) -> logits`` is asked with all of it.
+    """What the sampler asks in one step.
 
     Attributes:
         tokens: ``[b, L]`` the canvases of the rows that are not finished.
         real: ``[b, L]`` bool, False where a shorter row is padded; None when nothing is.
-        rows: ``[R]`` flat positions in ``tokens`` whose logits are wanted.
+        positions: ``[R]`` flat positions ``b * L + i`` in ``tokens`` whose logits are wanted.
         ids: ``[b]`` which rows of the whole batch these are.
         given: ``[b, L]`` bool, the positions that were given: the prompt.
         window: ``[b, L]`` bool, the block that is being filled, its committed positions too.
@@ -49,11 +49,15 @@ class View(NamedTuple):
 
     tokens: Tensor
     real: Tensor | None
-    rows: Tensor
+    positions: Tensor
     ids: Tensor
     given: Tensor
     window: Tensor
     fresh: Tensor
+
+
+# Answers a view with logits [R, V]; :class:`~lit_llada.sampling.predictor.Predictor` has those that there are.
+Predict = Callable[[View], Tensor]
 
 
 class Reason(IntEnum):
@@ -102,17 +106,17 @@ class State(NamedTuple):
         return (r == Reason.SELECTED) | (r == Reason.FORCED) | (r == Reason.ENDED)
 
 
-def prompt_rows(
+def prompt_canvases(
     prompts: Sequence[Sequence[int]],
     new_tokens: int | Sequence[int],
     specials: Specials,
     *,
     block_length: int | None = None,
     context: int | None = None,
-) -> list[Row]:
+) -> list[Canvas]:
     """Canvases of prompts, each with its masks right behind it; arguments and errors of :func:`lay_out`."""
     lengths = [new_tokens] * len(prompts) if isinstance(new_tokens, int) else list(new_tokens)
-    rows = []
+    canvases = []
     for number, (prompt, new) in enumerate(zip(prompts, lengths, strict=True), 1):
         if not prompt:
             raise UserError(f"prompt {number} is empty; give it at least one token")
@@ -127,19 +131,19 @@ def prompt_rows(
                 f"prompt {number}: {len(prompt)} tokens and {new} new ones exceed the context of {context}; "
                 "shorten the prompt or ask for fewer"
             )
-        rows.append([*prompt, *[specials.mask] * new])
-    return rows
+        canvases.append([*prompt, *[specials.mask] * new])
+    return canvases
 
 
-def pad_rows(rows: Sequence[Row], specials: Specials) -> tuple[Tensor, Tensor]:
-    """``canvas [B, L]`` int64 and ``real [B, L]`` bool of rows of any lengths, padding at the far right.
+def pad_canvases(canvases: Sequence[Canvas], specials: Specials) -> tuple[Tensor, Tensor]:
+    """``canvas [B, L]`` int64 and ``real [B, L]`` bool of canvases of any lengths, padding at the far right.
 
-    No row depends on its batch mates: nobody sees padding, and positions count from each row's own beginning.
+    No canvas depends on its batch mates: nobody sees padding, and places count from each row's own beginning.
     """
-    width = max(map(len, rows))
+    width = max(map(len, canvases))
     pad = 0 if specials.eos is None else specials.eos
-    canvas = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
-    return canvas, torch.tensor([[i < len(row) for i in range(width)] for row in rows])
+    padded = torch.tensor([canvas + [pad] * (width - len(canvas)) for canvas in canvases])
+    return padded, torch.tensor([[i < len(canvas) for i in range(width)] for canvas in canvases])
 
 
 def lay_out(
@@ -150,13 +154,13 @@ def lay_out(
     block_length: int | None = None,
     context: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """A batch of prompts of any lengths as canvases: prompt, right behind it the masks, see :func:`pad_rows`.
+    """A batch of prompts of any lengths as canvases: prompt, right behind it the masks, see :func:`pad_canvases`.
 
     Args:
         prompts: ids of each prompt.
         new_tokens: masks behind each prompt, for all or for each.
-        specials: the mask's id, and what may pad.
-        block_length: to be checked: blocks that do not divide ``new_tokens`` are refused.
+        specials: ids of the mask and of what pads.
+        block_length: length of a block, which must divide ``new_tokens``; None for no blocks.
         context: the longest sequence the net was made for; None for no limit.
 
     Returns:
@@ -165,7 +169,8 @@ def lay_out(
     Raises:
         UserError: an empty prompt, a mask token in a prompt, no room in the context, a block that does not divide.
     """
-    return pad_rows(prompt_rows(prompts, new_tokens, specials, block_length=block_length, context=context), specials)
+    canvases = prompt_canvases(prompts, new_tokens, specials, block_length=block_length, context=context)
+    return pad_canvases(canvases, specials)
 
 
 def read_answers(state: State, prompts: Sequence[Sequence[int]], specials: Specials) -> list[list[int]]:

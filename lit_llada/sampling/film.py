@@ -1,4 +1,4 @@
-"""How does one watch a canvas being filled? Traces as one page that runs from a file, or as a moving picture.
+"""A film of canvases being filled: traces as one page that runs from a file, or as a moving picture.
 
 The page is ``film.html`` beside this file with the traces written into it: no network, no other file.
 """
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from lit_llada.errors import UserError
 from lit_llada.sampling.frames import (
-    CONFIDENCE,
-    KINDS,
-    ORDER,
+    CONFIDENCE_STOPS,
+    KIND_OF_REASON,
+    ORDER_STOPS,
     Cell,
     blend,
     colour_of,
@@ -27,12 +27,12 @@ from lit_llada.sampling.frames import (
     visible,
     widest,
 )
-from lit_llada.sampling.trace import NOTHING, Trace
+from lit_llada.sampling.trace import NOTHING, Event, Trace
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Piece = Callable[[int], str]
+TokenText = Callable[[int], str]
 WIDTH, SIZE, LEADING, LEFT, TOP = 72, 16, 25, 24, 74  # of a moving picture: columns, points; pixels
 MASKS = (("mask", "masked", "#dfe3e9"), ("back", "taken back", "#f6cfcb"))
 SOFT = "#5b6470"
@@ -49,11 +49,11 @@ def check_name(path: str | Path) -> None:
         raise UserError(f"film {path}: a film is an .html or a .gif file; name it so")
 
 
-def write_film(path: str | Path, traces: Mapping[str, Trace], piece: Piece, title: str = "Denoising") -> None:
+def write_film(path: str | Path, traces: Mapping[str, Trace], piece: TokenText, title: str = "Denoising") -> None:
     """Write what happened as a page (``.html``) or a moving picture (``.gif``).
 
     Args:
-        path: of the file; it appears when it is complete.
+        path: path of the file; it appears when it is complete.
         traces: by name; several share a page, or follow each other in the picture.
         piece: id -> text of one token.
         title: the heading.
@@ -78,12 +78,12 @@ def write_film(path: str | Path, traces: Mapping[str, Trace], piece: Piece, titl
         unfinished.unlink(missing_ok=True)
 
 
-def page(traces: Mapping[str, Trace], piece: Piece, title: str) -> str:
+def page(traces: Mapping[str, Trace], piece: TokenText, title: str) -> str:
     """The page as text. Nothing in a token can end the script that holds it: ``<`` is written as ``\\u003c``."""
     ids = {i for trace in traces.values() for i in _ids(trace)}
     data = {
         "title": title,
-        "scales": {"confidence": CONFIDENCE, "order": ORDER},
+        "scales": {"confidence": CONFIDENCE_STOPS, "order": ORDER_STOPS},
         "pieces": {i: visible(piece(i)) for i in sorted(ids)},
         "ends": sorted(i for i in ids if piece(i).endswith("\n")),
         "traces": [_numbers(name, trace, piece) for name, trace in traces.items()],
@@ -92,17 +92,19 @@ def page(traces: Mapping[str, Trace], piece: Piece, title: str) -> str:
     return template.replace("__DATA__", json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"))
 
 
-def _numbers(name: str, trace: Trace, piece: Piece) -> dict[str, Any]:
+def _event(event: Event) -> list[Any]:
+    kind, confidence = KIND_OF_REASON[event.reason], round(1000 * event.confidence)
+    return [event.step, event.position, kind, event.new, confidence, round(event.entropy, 3), event.reason]
+
+
+def _numbers(name: str, trace: Trace, piece: TokenText) -> dict[str, Any]:
     """A trace for the page: its events with the kind of cell they leave, probabilities as thousandths."""
     return {
         "name": name,
         "steps": trace.steps,
         "forwards": trace.forwards,
         "start": [["mask" if token == trace.mask else "given", token] for token in trace.start],
-        "events": [
-            [e.step, e.position, KINDS[e.reason], e.new, round(1000 * e.confidence), round(e.entropy, 3), e.reason]
-            for e in trace.events
-        ],
+        "events": [_event(event) for event in trace.events],
         "guesses": [
             [number for g in step for number in (g.position, g.token, round(1000 * g.probability))]
             for step in trace.guesses
@@ -117,7 +119,7 @@ def _ids(trace: Trace) -> Iterator[int]:
     yield from (guess.token for step in trace.guesses for guess in step)
 
 
-def pictures(trace: Trace, piece: Piece, title: str) -> Iterator[Image]:
+def pictures(trace: Trace, piece: TokenText, title: str) -> Iterator[Image]:
     """The frames of a moving picture; of a long run evenly chosen ones, always its first and last."""
     from matplotlib import font_manager
     from PIL import Image, ImageDraw, ImageFont
@@ -148,7 +150,7 @@ def pictures(trace: Trace, piece: Piece, title: str) -> Iterator[Image]:
         yield image
 
 
-def _cell(draw: Any, place: tuple[int, int, int], cell: Cell, piece: Piece, font: Any) -> None:
+def _cell(draw: Any, place: tuple[int, int, int], cell: Cell, piece: TokenText, font: Any) -> None:
     """One position of a picture, at ``(left, top, right)``."""
     left, top, right = place
     for kind, _, fill in MASKS:
@@ -171,7 +173,7 @@ def _legend(draw: Any, x: float, y: float, font: Any, masks: list[tuple[str, str
     draw.text((x, y), "confidence 0", SOFT, font)
     x += font.getlength("confidence 0") + 6
     for i in range(120):
-        draw.line((x + i, y, x + i, y + 14), blend(CONFIDENCE, i / 119))
+        draw.line((x + i, y, x + i, y + 14), blend(CONFIDENCE_STOPS, i / 119))
     draw.text((x + 126, y), "1", SOFT, font)
 
 

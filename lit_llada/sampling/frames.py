@@ -1,4 +1,4 @@
-"""What stands where after each step of a run, and what does that look like? Cells, colours, lines, and a terminal.
+"""The frames of a film: what stands where after each step, its colours and lines, and its text for a terminal.
 
 The film, the terminal and TensorBoard's figure show the same cells: a :class:`Trace` is read here only.
 """
@@ -15,13 +15,13 @@ Colour = Literal["confidence", "order"]
 RGB = tuple[int, int, int]
 
 # From unsure to sure: orange to blue, which all eyes tell apart.
-CONFIDENCE = ("#b93a0b", "#ea8a35", "#fcd34d", "#b5dcb4", "#8cc4e8")
+CONFIDENCE_STOPS = ("#b93a0b", "#ea8a35", "#fcd34d", "#b5dcb4", "#8cc4e8")
 # From first to last: viridis without its darkest end.
-ORDER = ("#482878", "#3e4a89", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#f0e51c")
-MASK, END = "░", "∎"
+ORDER_STOPS = ("#482878", "#3e4a89", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#f0e51c")
+MASK_SIGN, END_SIGN = "░", "∎"
 
 # What stands at a position once an event of this reason has happened.
-KINDS = {
+KIND_OF_REASON = {
     "selected": "written",
     "forced": "written",
     "remasked": "back",
@@ -57,7 +57,7 @@ def frames(trace: Trace) -> list[list[Cell]]:
         cells = list(cells)
         while event is not None and event.step == step:
             cells += [Cell("gone", trace.mask)] * (event.position + 1 - len(cells))
-            cells[event.position] = Cell(KINDS[event.reason], event.new, step, event.confidence)
+            cells[event.position] = Cell(KIND_OF_REASON[event.reason], event.new, step, event.confidence)
             event = next(events, None)
         while cells and cells[-1].kind == "gone":
             cells.pop()
@@ -70,17 +70,17 @@ def widest(trace: Trace, piece: Callable[[int], str]) -> list[str]:
     found = [shown(cell, piece) for cell in frames(trace)[0]]
     for event in trace.events:
         found += [""] * (event.position + 1 - len(found))
-        cell = Cell(KINDS[event.reason], event.new)
+        cell = Cell(KIND_OF_REASON[event.reason], event.new)
         if cell.kind in ("written", "ended"):  # of two that are as long the later one, for the sake of its line end
             found[event.position] = max(shown(cell, piece), found[event.position], key=columns)
-    return [text or MASK for text in found]
+    return [text or MASK_SIGN for text in found]
 
 
 def shown(cell: Cell, piece: Callable[[int], str]) -> str:
     """The text of a cell, as signs that can be seen."""
     if cell.kind in ("mask", "back"):
-        return MASK
-    return END if cell.kind == "ended" else visible(piece(cell.token)) or " "
+        return MASK_SIGN
+    return END_SIGN if cell.kind == "ended" else visible(piece(cell.token)) or " "
 
 
 def colour_of(cell: Cell, colour: Colour, steps: int) -> RGB | None:
@@ -88,8 +88,8 @@ def colour_of(cell: Cell, colour: Colour, steps: int) -> RGB | None:
     if cell.kind != "written":
         return None
     if colour == "confidence":
-        return blend(CONFIDENCE, cell.confidence)
-    return blend(ORDER, (cell.step - 1) / max(steps - 1, 1))
+        return blend(CONFIDENCE_STOPS, cell.confidence)
+    return blend(ORDER_STOPS, (cell.step - 1) / max(steps - 1, 1))
 
 
 def blend(stops: Sequence[str], share: float) -> RGB:

@@ -1,4 +1,4 @@
-"""How does a canvas of masks become text? One loop: predict the open positions, commit a few of them, again.
+"""The sampler turns a canvas of masks into text: predict the open positions, commit a few of them, again.
 
 LLaDA's sampler (2502.09992, section 2.4) and its descendants differ in small policies only, see :class:`Plan`; the loop
 is the same. Every row has its own block, its own noise and its own end: a batch gives what its rows give alone. (Noise
@@ -10,41 +10,45 @@ Shapes: B rows, L positions, R rows of logits, V vocabulary; b <= B rows that ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_llada.backbone.attention import AttentionMask
 from lit_llada.errors import UserError
+from lit_llada.sampling.blocks import BlockProgress, advance, number_blocks, quota
 from lit_llada.sampling.canvas import Denoiser, Reason, State, View
 from lit_llada.sampling.plan import Plan
+from lit_llada.sampling.predictor import Predictor, predictor_of
 from lit_llada.sampling.revision import behind_the_end, resize, take_back, verify
 from lit_llada.sampling.rules import RULES
 from lit_llada.sampling.selection import find_candidates, select
 from lit_llada.text.specials import Specials
 
-Predict = Callable[[View], Tensor]
-NOWHERE = 2**30  # the block of a row that has no open position left
 
+class Run(NamedTuple):
+    """What stays the same in all steps of a run.
 
-class Progress(NamedTuple):
-    """Where each row is, each ``[B]``: its block, the step within it, the masks and steps that the block began with."""
+    Attributes:
+        predictor: who is asked.
+        specials: the mask's id, the ends, and who is never produced.
+        plan: the policies.
+        seeds: ``[B]`` int64, seed of each row's noise.
+        entropy: whether entropies are computed.
+    """
 
-    block: Tensor
-    step: Tensor
-    masks: Tensor
-    steps: Tensor
-    fresh: Tensor  # its block begins now
-    done: Tensor
+    predictor: Predictor
+    specials: Specials
+    plan: Plan
+    seeds: Tensor
+    entropy: bool
 
 
 @torch.no_grad()
 def generate(
-    denoiser: Denoiser,
+    net: Denoiser | Predictor,
     canvas: Tensor,
     specials: Specials,
     plan: Plan = Plan(),  # noqa: B008  (frozen)
@@ -56,12 +60,12 @@ def generate(
     """Fill every mask of the canvas, wherever it stands: continuation, free generation and infilling are one thing.
 
     Args:
-        denoiser: the mask predictor, in eval mode; or a wrapper of one: guided, cached.
+        net: the mask predictor, in eval mode; or what asks it in another way: guided, cached.
         canvas: ``[B, L]`` int64; what is not the mask is given and stays.
         specials: the mask's id, the ends, and who is never produced.
         plan: the policies.
         real: ``[B, L]`` bool, False where a row is padded: nobody sees or fills it. None when no row is.
-        seeds: ``[B]`` int64, the noise of each row; None for 0, 1, ...
+        seeds: ``[B]`` int64, seed of each row's noise; None for 0, 1, ...
         details: compute entropies even where no policy needs them.
 
     A step waits for the device once, in :func:`look`: how many positions and rows it computes is known there only. One
@@ -75,69 +79,30 @@ def generate(
     Raises:
         UserError: fewer steps than blocks, or a policy that this denoiser or these specials cannot serve.
     """
-    _refuse(denoiser, specials, plan)
-    predict: Predict = getattr(denoiser, "at", None) or partial(_ask, denoiser)
-    details = details or plan.order == "entropy" or (plan.count in RULES and RULES[plan.count].needs_entropy)
+    predictor = predictor_of(net)
+    _refuse(predictor, specials, plan)
     real = torch.ones_like(canvas, dtype=torch.bool) if real is None else real
     seeds = torch.arange(len(canvas), device=canvas.device) if seeds is None else seeds.to(canvas.device)
-    zero, given = torch.zeros(canvas.shape, device=canvas.device), (canvas != specials.mask) & real
+    run = Run(predictor, specials, plan, seeds, details or _needs_entropy(plan))
+    given = (canvas != specials.mask) & real
     _refuse_few_steps(real & ~given, plan)
-    state = State(0, canvas, real, zero.byte(), given.float(), zero, canvas, zero, torch.zeros_like(seeds))
-    none = torch.zeros_like(seeds)
-    at = Progress(none - 1, none, none, none, none.bool(), none.bool())
+    state, at = _given_state(canvas, real, given, seeds), BlockProgress.start(seeds)
     while True:
         yield state
         given = _widen(given, state.canvas.shape[1])
         block_of = number_blocks(state.real & ~given, plan)
         open_ = state.real & (state.canvas == specials.mask)
-        at = advance(at, open_, block_of, plan, getattr(denoiser, "least_forwards", 1))
+        at = advance(at, open_, block_of, plan, predictor.least_forwards)
         view = look(state, at, block_of, given, specials, plan)
         if view is None:
             return
-        state, at = take_step(predict, view, state, at, given, seeds, specials, plan, details)
+        state = take_step(run, view, state, at, given)
+        at = at._replace(step=at.step + 1)
 
 
-def number_blocks(fillable: Tensor, plan: Plan) -> Tensor:
-    """``[B, L]`` int64, the block that each position belongs to, counted within its row; -1 for what is not filled."""
-    width = plan.block_length or fillable.shape[1]
-    if plan.aligned:
-        raw = torch.arange(fillable.shape[1], device=fillable.device).expand(fillable.shape) // width
-    else:
-        raw = (fillable.cumsum(1) - 1) // width
-    seen = torch.where(fillable, raw, -1)
-    before = F.pad(seen.cummax(1).values[:, :-1], (1, 0), value=-1)
-    first = fillable & (seen != before)  # aligned blocks may have no mask at all: only those with one count
-    return torch.where(fillable, first.cumsum(1) - 1, -1)
-
-
-def advance(at: Progress, open_: Tensor, block_of: Tensor, plan: Plan, least: int) -> Progress:
-    """Move every row whose block is full to its next block, and end those that have none.
-
-    Args:
-        at: where the rows were.
-        open_: ``[B, L]`` bool, what is still masked.
-        block_of: from :func:`number_blocks`.
-        plan: steps.
-        least: with ``plan.official``, the forwards that the published code spends on a block even if it is full.
-    """
-    here = torch.where(open_, block_of, NOWHERE).amin(1)
-    idle = (here != at.block) & (at.step < at.steps) & plan.official
-    moved, done = (here != at.block) & ~idle, (here == NOWHERE) & ~idle
-    masks = (open_ & (block_of == here[:, None])).sum(1)
-    steps = masks
-    if plan.count != "quota":
-        steps = torch.full_like(masks, least)
-    elif plan.steps is not None:
-        blocks = (block_of.amax(1) + 1).clamp(min=1)
-        steps = plan.steps // blocks + (here < plan.steps % blocks)
-        if not plan.official:  # a step that has nothing to reveal changes nothing, so the net need not run
-            steps = steps.minimum(masks)
-    new = here, torch.zeros_like(here), masks, steps
-    block, step, masks, steps = (torch.where(moved, a, b) for a, b in zip(new, at[:4], strict=True))
-    return Progress(block, step, masks, steps, moved, done)
-
-
-def look(state: State, at: Progress, block_of: Tensor, given: Tensor, specials: Specials, plan: Plan) -> View | None:
+def look(
+    state: State, at: BlockProgress, block_of: Tensor, given: Tensor, specials: Specials, plan: Plan
+) -> View | None:
     """What the next step asks the net; None when all rows are done. All that the host has to know comes in one copy."""
     alive = ~at.done
     real, window = state.real & alive[:, None], block_of == at.block[:, None]
@@ -148,39 +113,39 @@ def look(state: State, at: Progress, block_of: Tensor, given: Tensor, specials: 
     count, width, asked, total = torch.stack((alive.sum(), end, wanted.sum(), real.sum())).tolist()
     if not count:
         return None
-    ids = _places(alive, count)
+    ids = _true_places(alive, count)
     tokens, real, wanted, known, window = (x[ids, :width] for x in (state.canvas, real, wanted, given, window))
     padding = None if total == count * width else real
-    return View(tokens, padding, _places(wanted.flatten(), asked), ids, known, window, at.fresh[ids])
+    return View(tokens, padding, _true_places(wanted.flatten(), asked), ids, known, window, at.fresh[ids])
 
 
-def take_step(
-    predict: Predict,
-    view: View,
-    state: State,
-    at: Progress,
-    given: Tensor,
-    seeds: Tensor,
-    specials: Specials,
-    plan: Plan,
-    details: bool,
-) -> tuple[State, Progress]:
-    """One step of every row that is not done: look, commit, take back, end."""
-    tokens, real, rows, ids, _, window, _ = view
+def take_step(run: Run, view: View, state: State, at: BlockProgress, given: Tensor) -> State:
+    """One step of every row that is not done: look, commit, take back, end.
+
+    Args:
+        run: what stays the same.
+        view: what the step asks, from :func:`look`.
+        state: the canvas before the step.
+        at: where the rows are.
+        given: ``[B, L]`` bool, the positions that were given.
+    """
+    specials, plan = run.specials, run.plan
+    tokens, real, positions, ids, _, window, _ = view
     open_ = tokens == specials.mask if real is None else real & (tokens == specials.mask)
     active = open_ & window
-    found = find_candidates(predict(view), view, (seeds[ids], state.step), plan, specials, details)
+    found = find_candidates(run.predictor(view), view, (run.seeds[ids], state.step), plan, specials, run.entropy)
 
     so_far, share = quota(*(x[ids] for x in (at.masks, at.steps, at.step)))
     back = torch.zeros_like(active)
     if plan.remask == "remdm":
         loose, left = window & ~open_, at.masks[ids] - so_far - share
-        back = take_back(loose, so_far, left, seeds[ids], state.step, plan.doubt)
-    keep, forced = select(plan, found, rows, active, share + back.sum(1))
-    guess, chance, spread = (grid(active.shape, rows, x) for x in (found.token, found.probability, found.entropy))
+        back = take_back(loose, so_far, left, run.seeds[ids], state.step, plan.doubt)
+    keep, forced = select(plan, found, positions, active, share + back.sum(1))
+    candidates = found.token, found.probability, found.entropy
+    guess, chance, spread = (grid(active.shape, positions, x) for x in candidates)
     written, forwards = torch.where(keep, guess, tokens), torch.ones_like(ids)
     if plan.remask == "verify":
-        wrong, asked = verify(predict, view._replace(tokens=written), keep, chance, specials.mask, plan.doubt)
+        wrong, asked = verify(run.predictor, view._replace(tokens=written), keep, chance, specials.mask, plan.doubt)
         back, forwards = back | wrong, forwards + asked
     written = written.masked_fill(back, specials.mask)
     behind = behind_the_end(written, view, open_ & (written == specials.mask), specials, plan)
@@ -192,7 +157,7 @@ def take_step(
     keep = keep & ~back
     confidence = torch.where(keep, chance.float(), state.confidence[ids, live]).masked_fill(back, 0.0)
     entropy = torch.where(keep, spread.float(), state.entropy[ids, live]).masked_fill(back, 0.0)
-    looked = grid(active.shape, rows, torch.ones_like(rows)).bool()
+    looked = grid(active.shape, positions, torch.ones_like(positions)).bool()
     new = State(
         state.step + 1,
         _put(state.canvas, ids, written),
@@ -204,35 +169,15 @@ def take_step(
         _put(torch.zeros_like(state.confidence), ids, chance.float()),
         state.forwards.index_add(0, ids, forwards),
     )
-    at = at._replace(step=at.step + 1)
     if plan.length == "rho_eos":
         new = resize(new, ids, guess, looked, given, specials, plan)
-    return new, at
+    return new
 
 
-def quota(masks: Tensor, steps: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-    """The published even share: of ``masks`` tokens in ``steps`` steps, the first ``masks % steps`` get one more.
-
-    Args:
-        masks, steps, step: int64 of one shape; ``step`` counts from 0.
-
-    Returns:
-        What went before this step, and what goes in it.
-    """
-    steps = steps.clamp(min=1)
-    least, extra = masks // steps, masks % steps
-    return step * least + step.minimum(extra), least + (step < extra)
-
-
-def _ask(denoiser: Denoiser, view: View) -> Tensor:
-    """The logits of a plain denoiser, which needs to know the canvas and its padding only."""
-    return denoiser(view.tokens, None if view.real is None else AttentionMask(padding=view.real), view.rows)
-
-
-def _refuse(denoiser: Denoiser, specials: Specials, plan: Plan) -> None:
+def _refuse(predictor: Predictor, specials: Specials, plan: Plan) -> None:
     if (plan.stop_at_eos or plan.eos != "free" or plan.length == "rho_eos") and not specials.ends:
         raise UserError("sampling: a rule for the end of text needs to know its token; give specials.eos")
-    if getattr(denoiser, "cached", False) and (plan.remask == "verify" or plan.length == "rho_eos"):
+    if predictor.cached and (plan.remask == "verify" or plan.length == "rho_eos"):
         raise UserError("sampling: a cache goes neither with remask verify nor with length rho_eos; leave one out")
 
 
@@ -241,14 +186,23 @@ def _refuse_few_steps(fillable: Tensor, plan: Plan) -> None:
         raise UserError(f"sampling: {plan.steps} steps are too few for {most} blocks; each needs at least one")
 
 
-def _places(where: Tensor, count: int) -> Tensor:
+def _needs_entropy(plan: Plan) -> bool:
+    return plan.order == "entropy" or (plan.count in RULES and RULES[plan.count].needs_entropy)
+
+
+def _given_state(canvas: Tensor, real: Tensor, given: Tensor, seeds: Tensor) -> State:
+    zero = torch.zeros(canvas.shape, device=canvas.device)
+    return State(0, canvas, real, zero.byte(), given.float(), zero, canvas, zero, torch.zeros_like(seeds))
+
+
+def _true_places(where: Tensor, count: int) -> Tensor:
     """``[count]`` int64, where a flat ``where`` is True, ascending: ``nonzero`` without its wait, as count is known."""
     return where.long().argsort(descending=True, stable=True)[:count]
 
 
-def grid(shape: torch.Size, rows: Tensor, values: Tensor) -> Tensor:
+def grid(shape: torch.Size, positions: Tensor, values: Tensor) -> Tensor:
     """``[R]`` values at flat positions of a ``[b, L]`` tensor of zeros."""
-    return values.new_zeros(shape.numel()).index_copy(0, rows, values).view(shape)
+    return values.new_zeros(shape.numel()).index_copy(0, positions, values).view(shape)
 
 
 def _put(whole: Tensor, ids: Tensor, part: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""How is a canvas filled? The policies of a sampling run in one value, and the presets that people ask for by name."""
+"""A plan: the policies of a sampling run in one value, and presets that are asked for by name."""
 
 from __future__ import annotations
 
@@ -16,12 +16,17 @@ Length = Literal["fixed", "rho_eos"]
 if TYPE_CHECKING:
     Count = str  # the names are known when the program runs: a rule is one entry of RULES
 else:
-    Count = Literal[("quota", *RULES)]
+    Count = Literal[("quota", *RULES)]  # what options in YAML may say: the rules that stand in rules.py
+
+
+def count_names() -> tuple[str, ...]:
+    """The names of all count rules, those among them that were added since this module was imported."""
+    return ("quota", *RULES)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Who is committed first, how many in a step, what is taken back, where a row ends.
+    """Which tokens are committed first, how many in a step, what is taken back, where a row ends.
 
     Args:
         steps: with ``count: quota``, steps in all, shared evenly among a row's blocks; None for one token a step.
@@ -46,7 +51,7 @@ class Plan:
             shrinks while more than 0.7 do (needs another count than quota).
         grow: masks that are added or removed at once.
         max_length: the longest row that may come of growing.
-        official: to the letter of the published code, its quirks too: steps that have nothing to reveal run the net
+        official: follow the published code to the letter, its quirks too: steps that have nothing to reveal run the net
             all the same, and its rule for late EOS renormalises probabilities (and forgets EOS above temperature 0).
     """
 
@@ -72,12 +77,11 @@ class Plan:
         Raises:
             UserError: an option outside its range, or two that exclude each other.
         """
-        kinds = {"order": Order, "count": Count, "remask": Remask, "eos": EosRule, "length": Length}
-        for name, kind in kinds.items():
-            if getattr(self, name) not in get_args(kind):
-                raise UserError(
-                    f"sampling: {name} is {getattr(self, name)!r}; it is one of {', '.join(get_args(kind))}"
-                )
+        kinds = {"order": Order, "remask": Remask, "eos": EosRule, "length": Length}
+        names = {name: get_args(kind) for name, kind in kinds.items()} | {"count": count_names()}
+        for name, known in names.items():
+            if getattr(self, name) not in known:
+                raise UserError(f"sampling: {name} is {getattr(self, name)!r}; it is one of {', '.join(known)}")
         ranges = {
             "steps": (self.steps is None or self.steps >= 1, "at least 1"),
             "block_length": (self.block_length is None or self.block_length >= 1, "at least 1"),

@@ -1,4 +1,4 @@
-"""Where do prompts come from, and what canvas does each become? Words, files and streams; continuations and gaps."""
+"""Prompts from words, files and streams, and the canvas of each: a continuation, an answer, or gaps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from lit_llada.checkpoint.load import Checkpoint
 from lit_llada.errors import UserError
-from lit_llada.sampling.canvas import Row, prompt_rows
+from lit_llada.sampling.canvas import Canvas, prompt_canvases
 from lit_llada.text.chat_template import ChatTemplate, Message
 from lit_llada.text.specials import Specials
 from lit_llada.text.template_choice import choose_template
@@ -96,7 +96,7 @@ def parse_records(lines: Sequence[str], name: str, needed: Sequence[str] = ()) -
     return records
 
 
-def make_rows(
+def make_canvases(
     prompts: Sequence[Prompt],
     tokenizer: Tokenizer,
     specials: Specials,
@@ -106,17 +106,17 @@ def make_rows(
     infill: bool = False,
     block_length: int | None = None,
     context: int | None = None,
-) -> list[Row]:
+) -> list[Canvas]:
     """The canvas of every prompt.
 
     Args:
         prompts: texts and conversations.
-        tokenizer: the checkpoint's.
-        specials: its ids.
+        tokenizer: the checkpoint's tokenizer.
+        specials: its special ids.
         new_tokens: masks behind a prompt, and in a gap that does not say how many.
         template: given, every text is a user's message; None takes texts as they are.
         infill: texts have gaps, and nothing is written behind them.
-        block_length: to be checked: it must divide ``new_tokens``; gaps may have any length.
+        block_length: length of a block, which must divide ``new_tokens``; gaps may have any length.
         context: the longest sequence the net was made for; None for no limit.
 
     Raises:
@@ -129,7 +129,7 @@ def make_rows(
     if infill:
         return [_gapped(p, i, tokenizer, specials, new_tokens, context) for i, p in enumerate(prompts, 1)]
     ids = [_ids(prompt, number, tokenizer, template) for number, prompt in enumerate(prompts, 1)]
-    return prompt_rows(ids, new_tokens, specials, block_length=block_length, context=context)
+    return prompt_canvases(ids, new_tokens, specials, block_length=block_length, context=context)
 
 
 def template_of(checkpoint: Checkpoint, name: str | None = None) -> ChatTemplate:
@@ -156,7 +156,7 @@ def _prompt(record: dict[str, Any]) -> Prompt:
     return Prompt(str(messages[-1].get("content", "")), messages)
 
 
-def _ids(prompt: Prompt, number: int, tokenizer: Tokenizer, template: ChatTemplate | None) -> Row:
+def _ids(prompt: Prompt, number: int, tokenizer: Tokenizer, template: ChatTemplate | None) -> Canvas:
     if prompt.messages is None and (template is None or not prompt.text):
         return tokenizer.encode(prompt.text)
     if template is None:
@@ -170,15 +170,17 @@ def _ids(prompt: Prompt, number: int, tokenizer: Tokenizer, template: ChatTempla
 
 def _gapped(
     prompt: Prompt, number: int, tokenizer: Tokenizer, specials: Specials, new_tokens: int, context: int | None
-) -> Row:
+) -> Canvas:
     first, *rest = GAP.split(prompt.text)  # text, length, text, length, text
     if not rest or prompt.messages is not None:
         raise UserError(f"prompt {number} has no gap; mark one with [...], or with its length in tokens: [...24]")
-    row = tokenizer.encode(first)
+    canvas = tokenizer.encode(first)
     for length, text in zip(rest[::2], rest[1::2], strict=True):
-        row += [specials.mask] * int(length or new_tokens) + tokenizer.encode(text)
-    if specials.mask not in row:
+        canvas += [specials.mask] * int(length or new_tokens) + tokenizer.encode(text)
+    if specials.mask not in canvas:
         raise UserError(f"prompt {number}: its gaps have no tokens; give them a length, such as [...24]")
-    if context and len(row) > context:
-        raise UserError(f"prompt {number}: {len(row)} tokens with its gaps exceed the context of {context}; shorten it")
-    return row
+    if context and len(canvas) > context:
+        raise UserError(
+            f"prompt {number}: {len(canvas)} tokens with its gaps exceed the context of {context}; shorten it"
+        )
+    return canvas

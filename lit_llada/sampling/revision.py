@@ -1,11 +1,9 @@
-"""What happens after a commit? Tokens are taken back, a row ends, a row grows or shrinks.
+"""What follows a commit: tokens are taken back, a row ends, a row grows or shrinks.
 
 Shapes: b rows that are not finished, L positions.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +11,11 @@ from torch import Tensor
 
 from lit_llada.backbone.layers import widen
 from lit_llada.objectives.noise import keyed_uniform
-from lit_llada.sampling.canvas import Reason, State, View, id_tensor
+from lit_llada.sampling.canvas import Predict, Reason, State, View, id_tensor
 from lit_llada.sampling.plan import Plan
+from lit_llada.seeding import Stream
 from lit_llada.text.specials import Specials
 
-BACK = 103  # stream of the keyed noise
 FEW, MANY = 0.3, 0.7  # rho-EOS: the share of masks that expect the end below which a row grows, above which it shrinks
 
 
@@ -38,13 +36,13 @@ def take_back(loose: Tensor, so_far: Tensor, left: Tensor, seeds: Tensor, step: 
         ``[b, L]`` bool, at most ``left`` in a row.
     """
     sigma = (left / so_far.clamp(min=1)).clamp(max=most)
-    u = keyed_uniform(seeds[:, None], step, torch.arange(loose.shape[1], device=loose.device), BACK)
+    u = keyed_uniform(seeds[:, None], step, torch.arange(loose.shape[1], device=loose.device), Stream.BACK)
     u = u.masked_fill(~loose, 2.0)
     return (u < sigma[:, None]) & (u.argsort(1).argsort(1) < left[:, None])
 
 
 def verify(
-    predict: Callable[[View], Tensor], view: View, kept: Tensor, chance: Tensor, mask_id: int, bound: float
+    predict: Predict, view: View, kept: Tensor, chance: Tensor, mask_id: int, bound: float
 ) -> tuple[Tensor, Tensor]:
     """Second thoughts on a parallel commit: is each token still likely when only it is masked again?
 

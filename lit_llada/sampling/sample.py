@@ -8,12 +8,13 @@ from pathlib import Path
 
 from lit_llada.checkpoint.load import Checkpoint, load_checkpoint
 from lit_llada.errors import UserError
-from lit_llada.sampling.fill import answer_rows, in_order
+from lit_llada.sampling.fill import Answer, fill_canvases, in_number_order
 from lit_llada.sampling.plan import Plan
-from lit_llada.sampling.prompts import Prompt, make_rows, template_of
+from lit_llada.sampling.prompts import Prompt, make_canvases, template_of
 from lit_llada.sampling.settings import Cache, Settings, choose_plan
 from lit_llada.sampling.trace import Trace
 from lit_llada.text.chat_template import ChatTemplate, Message
+from lit_llada.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def sample(
     asked = [Prompt(text) if isinstance(text, str) else Prompt(str(text[-1]["content"]), text) for text in texts]
     template = template_of(loaded, chat if isinstance(chat, str) else None) if chat else None
     numbered = sample_prompts(loaded, asked, settings, template, infill=infill, batch_size=batch_size, trace=trace)
-    return [*in_order(numbered)]
+    return [*in_number_order(numbered)]
 
 
 def sample_prompts(
@@ -121,7 +122,7 @@ def sample_prompts(
     """
     tokenizer, specials = checkpoint.tokenizer, checkpoint.specials(template)
     assert tokenizer is not None, "the caller has asked for one"
-    rows = make_rows(
+    canvases = make_canvases(
         prompts,
         tokenizer,
         specials,
@@ -131,29 +132,27 @@ def sample_prompts(
         block_length=settings.plan.block_length,
         context=checkpoint.context,
     )
-    numbered = answer_rows(
-        lambda: settings.denoiser(checkpoint.net, specials.mask),
-        rows,
+    numbered = fill_canvases(
+        lambda: settings.predictor(checkpoint.net, specials.mask),
+        canvases,
         specials,
         settings.plan,
-        seeds=[settings.row_seed(number) for number in range(len(rows))],
+        seeds=[settings.prompt_seed(number) for number in range(len(canvases))],
         batch_size=batch_size,
         device=next(checkpoint.net.parameters()).device,
         record=trace,
     )
-    return (
-        (
-            number,
-            Sample(
-                prompt=prompts[number].given,
-                text=tokenizer.decode(answer.ids if infill else answer.gaps[0]),
-                tokens=answer.tokens,
-                ended=answer.ended,
-                steps=answer.steps,
-                forwards=answer.forwards,
-                seconds=answer.seconds,
-                trace=answer.trace,
-            ),
-        )
-        for number, answer in numbered
+    return ((number, _to_sample(prompts[number], answer, tokenizer, infill)) for number, answer in numbered)
+
+
+def _to_sample(prompt: Prompt, answer: Answer, tokenizer: Tokenizer, infill: bool) -> Sample:
+    return Sample(
+        prompt=prompt.given,
+        text=tokenizer.decode(answer.ids if infill else answer.gaps[0]),
+        tokens=answer.tokens,
+        ended=answer.ended,
+        steps=answer.steps,
+        forwards=answer.forwards,
+        seconds=answer.seconds,
+        trace=answer.trace,
     )

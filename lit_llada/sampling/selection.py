@@ -1,4 +1,4 @@
-"""Which token for each open position, who goes first, and how many go? Pure functions on the rows that are needed.
+"""Candidates for the open positions, and the choice of those that a step commits: pure functions.
 
 Shapes: R open positions of all rows together, V vocabulary; b rows of L positions.
 """
@@ -13,10 +13,9 @@ from lit_llada.objectives.noise import keyed_uniform
 from lit_llada.sampling.canvas import View, id_tensor
 from lit_llada.sampling.plan import Plan
 from lit_llada.sampling.rules import RULES
+from lit_llada.seeding import Stream
 from lit_llada.text.specials import Specials
 
-# Streams of the keyed noise: which token, whose turn.
-TOKEN, TURN = 101, 102
 # Numbers of noise made at once: on a CPU they stay in the cache, which makes a draw about twice as fast.
 NOISE = {"cpu": 2**18, "cuda": 2**24}
 
@@ -27,7 +26,7 @@ class Candidates:
     Attributes:
         token: the candidate.
         probability: its probability, without temperature or noise.
-        entropy: of the distribution it came from, nats; 0 unless it was wanted.
+        entropy: entropy of the distribution it came from, nats; 0 unless it was wanted.
         score: float64, the highest goes first.
         postponed: end tokens that have to wait.
     """
@@ -40,21 +39,21 @@ class Candidates:
 def find_candidates(
     logits: Tensor, view: View, noise: tuple[Tensor, int], plan: Plan, specials: Specials, entropy: bool
 ) -> Candidates:
-    """A token for each wanted row, its probability and its turn.
+    """A token for each wanted position, its probability and its turn.
 
     Probabilities are the model's own: forbidden ids (the mask among them) are never candidates but keep their share,
     as in the published code; only ``eos: never`` takes its tokens out altogether, as there.
 
     Args:
         logits: ``[R, V]``.
-        view: where the rows are.
+        view: where the positions are.
         noise: the seed of each canvas, ``[b]``, and the number of the step.
         plan: temperature, order and EOS rule.
         specials: who must not be produced, who ends.
-        entropy: whether to compute it.
+        entropy: whether to compute entropies.
     """
     logits, width = widen(logits), view.tokens.shape[1]
-    keys = noise[0][view.rows // width], noise[1], view.rows % width
+    keys = noise[0][view.positions // width], noise[1], view.positions % width
     if plan.eos == "never":
         hidden = id_tensor(specials.ends[:1] if plan.official else specials.ends, logits.device)
         logits = logits.index_fill(1, hidden, -torch.inf)
@@ -72,7 +71,7 @@ def find_candidates(
         best = (allowed.topk(2).values - logits.logsumexp(1, keepdim=True)).exp()
         score = best[:, 0] - best[:, 1]
     elif plan.order == "random":
-        score = keyed_uniform(*keys, TURN)
+        score = keyed_uniform(*keys, Stream.TURN)
     elif plan.order == "left_to_right":
         score = -keys[2]
     else:
@@ -81,13 +80,13 @@ def find_candidates(
     return Candidates(token, probability, spread, score.double() - late * 2.0**20, late)
 
 
-def select(plan: Plan, found: Candidates, rows: Tensor, active: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+def select(plan: Plan, found: Candidates, positions: Tensor, active: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
     """Who is committed in this step.
 
     Args:
         plan: the count rule and its bound.
         found: candidates, ``[R]``.
-        rows: ``[R]`` flat positions of the candidates.
+        positions: ``[R]`` flat positions of the candidates.
         active: ``[b, L]`` bool, the positions that may be committed; candidates elsewhere are only looked at.
         share: ``[b]`` int64, the quota of each row.
 
@@ -97,7 +96,7 @@ def select(plan: Plan, found: Candidates, rows: Tensor, active: Tensor, share: T
 
     def grid(values: Tensor, fill: float) -> Tensor:
         full = torch.full(active.shape, fill, dtype=torch.float64, device=active.device)
-        full.view(-1)[rows] = values.double()
+        full.view(-1)[positions] = values.double()
         return full.masked_fill(~active, fill)
 
     turn = grid(found.score, -torch.inf).argsort(dim=1, descending=True, stable=True)
@@ -122,9 +121,9 @@ def _draw(logits: Tensor, temperature: float, keys: tuple[Tensor, int, Tensor]) 
     if temperature == 0:
         return logits.argmax(1)
     vocabulary = torch.arange(logits.shape[1], device=logits.device)
-    tokens, rows = [], max(1, NOISE.get(logits.device.type, 2**24) // logits.shape[1])
-    for first in range(0, len(logits), rows):
-        part = slice(first, first + rows)
-        noise = keyed_uniform(keys[0][part, None], keys[1], keys[2][part, None], TOKEN, vocabulary)
+    tokens, size = [], max(1, NOISE.get(logits.device.type, 2**24) // logits.shape[1])
+    for first in range(0, len(logits), size):
+        part = slice(first, first + size)
+        noise = keyed_uniform(keys[0][part, None], keys[1], keys[2][part, None], Stream.TOKEN, vocabulary)
         tokens.append((logits[part].double() - temperature * torch.log(-torch.log(noise))).argmax(1))
     return torch.cat(tokens) if tokens else logits.argmax(1)

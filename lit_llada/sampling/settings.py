@@ -1,4 +1,4 @@
-"""How is a checkpoint asked? The plan (a preset, the checkpoint's own, changes) and what is wrapped around the net."""
+"""Sampling options of the commands, and where they come from: a preset, the checkpoint's own plan, changes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from lit_llada.checkpoint.generation import KEY
 from lit_llada.errors import UserError
 from lit_llada.sampling.plan import PRESETS, Plan, preset
+from lit_llada.seeding import mix
 
 if TYPE_CHECKING:
     from lit_llada.backbone.transformer import Backbone
-    from lit_llada.sampling.canvas import Denoiser
+    from lit_llada.sampling.predictor import Predictor
 
-Cache = Literal["prefix", "dual", "vicinity"]  # sampling.cache.Scheme, which would import torch
+Cache = Literal["prefix", "dual", "vicinity"]  # the same as sampling.cached.Scheme, which would import torch
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Settings:
         guidance: scale of the classifier-free guidance; it asks the net for two canvases in one.
         cache: remember keys and values of what does not change much: ``prefix``, ``dual`` or ``vicinity``; approximate.
         refresh_every: with a cache, compute the whole canvas in every n-th step of a block; None only where one begins.
-        seed: of the noise.
+        seed: seed of the noise.
     """
 
     plan: Plan = PRESETS["fast"]
@@ -64,29 +65,32 @@ class Settings:
         """The same with another plan."""
         return replace(self, plan=plan)
 
-    def row_seed(self, number: int) -> int:
-        """The noise of prompt ``number``: it depends on nothing else, such as who shares its batch."""
-        return (self.seed * 1_000_003 + number) % 2**63
+    def prompt_seed(self, number: int) -> int:
+        """The seed of the noise of prompt ``number``: it depends on nothing else, such as who shares its batch."""
+        return mix(self.seed, number)
 
-    def denoiser(self, net: Backbone, mask_id: int) -> Denoiser:
-        """The net, or what guides it or remembers for it."""
+    def predictor(self, net: Backbone, mask_id: int) -> Predictor:
+        """The net as the sampler asks it: plain, guided or cached; a new one for each run."""
         if self.guidance:
             from lit_llada.sampling.guided import Guided
 
-            return Guided(net, self.guidance, mask_id)  # type: ignore[return-value]  # asked by its `at`
+            return Guided(net, self.guidance, mask_id)
         if self.cache:
             from lit_llada.sampling.cached import Cached
 
             return Cached(net, self.cache, refresh_every=self.refresh_every)
-        return net
+        from lit_llada.sampling.predictor import Plain
+
+        return Plain(net)
 
     def in_words(self) -> str:
         """Every value on a line of its own; what is not the plan's usual value is marked with a star."""
         usual, values = asdict(Plan()), asdict(self.plan)
         lines = [f"  {name} {_word(getattr(self, name))}" for name in PLAIN]
-        return "\n".join(
-            lines + [f"{' *'[values[name] != usual[name]]} {name} {_word(values[name])}" for name in values]
-        )
+        for name, value in values.items():
+            mark = " " if value == usual[name] else "*"
+            lines.append(f"{mark} {name} {_word(value)}")
+        return "\n".join(lines)
 
 
 PLAIN = [field.name for field in fields(Settings) if field.name != "plan"]

@@ -1,4 +1,4 @@
-"""How did a text come about? Every change of a canvas as an event; played again they give every state, and the end."""
+"""A trace: every change of a canvas as an event; played again, the events give every state of the run."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class Trace:
 
     Attributes:
         start: the canvas as it was given.
-        mask: the mask's id.
+        mask: id of the mask.
         events: in order of step and position.
-        guesses: of each step, the predictions before commitment.
+        guesses: predictions of each step before its commitment.
         steps: how many steps were taken.
         forwards: how often the net was asked for this row.
     """
@@ -97,7 +97,7 @@ class Recorder:
 
     Args:
         states: from :func:`generate`; with ``details`` entropies are known.
-        mask: the mask's id.
+        mask: id of the mask.
 
     Attributes:
         traces: one for each row of the batch, complete when the states are at their end.

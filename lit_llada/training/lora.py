@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lit_llada.backbone.adapters import DOWN, UP, is_adapter
 from lit_llada.errors import UserError
+from lit_llada.seeding import mix
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def init_adapters(net: nn.Module, seed: int | None = None) -> None:
         if UP in name:
             parameter.zero_()
         elif DOWN in name:
-            generator = torch.Generator(parameter.device).manual_seed((seed * 1_000_003 + number) % 2**63)
+            generator = torch.Generator(parameter.device).manual_seed(mix(seed, number))
             whole = torch.empty(parameter.shape, dtype=torch.float32, device=parameter.device)
             whole.normal_(0.0, 1 / math.sqrt(parameter.shape[1]), generator=generator)
             if isinstance(parameter, DTensor):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from lit_llada.callbacks.figures import GIVEN, MASKED, denoising_figure, noise_curve_figure, router_figure
+from lit_llada.callbacks.figures import GIVEN_FILL, MASKED_FILL, denoising_figure, noise_curve_figure, router_figure
 from lit_llada.sampling.trace import Event, Trace
 
 MASK = 9
@@ -41,7 +41,7 @@ def test_denoising_shows_what_was_taken_back_and_what_grew() -> None:
     figure = denoising_figure(Trace([3, MASK], MASK, events, steps=3), str, "three")
     image = figure.axes[0].images[0].get_array()
     assert image is not None and image.shape == (3 + 1 + 1, 3, 4)
-    grey, given = (np.array([int(c[i : i + 2], 16) for i in (1, 3, 5)]) / 255 for c in (MASKED, GIVEN))
+    grey, given = (np.array([int(c[i : i + 2], 16) for i in (1, 3, 5)]) / 255 for c in (MASKED_FILL, GIVEN_FILL))
     masked = np.isclose(image[:4, 1, :3], grey).all(1).tolist()
     assert masked == [True, False, True, False] and np.allclose(image[:, 0, :3], given)
     drawn(figure)

@@ -13,10 +13,9 @@ from tensorboard.plugin_util import markdown_to_safe_html
 from lit_llada.backbone.config import BackboneConfig
 from lit_llada.backbone.transformer import Backbone
 from lit_llada.callbacks.ema import EMA
-from lit_llada.callbacks.periodic import evaluating
-from lit_llada.callbacks.samples import SampleLogger, escape, table
+from lit_llada.callbacks.markdown import escape
+from lit_llada.callbacks.samples import SampleLogger, texts_table
 from lit_llada.errors import UserError
-from lit_llada.sampling.frames import visible
 from lit_llada.sampling.trace import Trace
 from lit_llada.text.specials import Specials
 from lit_llada.text.tokenizer import Tokenizer
@@ -56,7 +55,7 @@ def test_samples_from_before_the_first_step_stand_beside_the_later_ones(toy: Any
         assert "| sample | before | now |" in text
         for name, before in began.items():
             assert f"| {name.replace('_', ' ')} | {before} |" in text
-    assert f"| {began['prompt_1']} | {escape(visible(sampler.latest['prompt_1']))} |" in later[-1]
+    assert f"| {began['prompt_1']} | {escape(sampler.latest['prompt_1'])} |" in later[-1]
     trainer.save_checkpoint(toy.folder / "three.ckpt")
     resumed = SampleLogger(**OPTIONS, before=True)
     toy.fit([EMA(), resumed], ckpt=toy.folder / "three.ckpt", logger=toy.board(), max_steps=4)
@@ -68,7 +67,7 @@ def draw(**options: Any) -> dict[str, Trace]:
     net, tokenizer = Backbone(BackboneConfig(258, d_model=16, n_layers=1, n_heads=2, ff_dim=32)), Tokenizer.byte()
     net.init_weights(seed=1)
     sampler, specials = SampleLogger(**OPTIONS | options), Specials(tokenizer.mask_id, tokenizer.eos_id)
-    return sampler.draw(net.eval(), sampler.canvases(tokenizer), specials, torch.device("cpu"), 7)
+    return sampler.sample(net.eval(), sampler.canvases(tokenizer), specials, torch.device("cpu"), 7)
 
 
 def test_a_sample_does_not_depend_on_the_others() -> None:
@@ -130,16 +129,8 @@ def test_two_ranks_sample_alike_and_one_writes(toy: Any, fsdp2: Any, forked: Any
     assert [t.step for t in toy.events().Tensors("samples/texts/text_summary")] == [0, 2, 4]
 
 
-def test_every_part_gets_its_mode_back() -> None:
-    net = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Dropout())
-    net[1].eval()
-    with evaluating(net):
-        assert not any(part.training for part in net.modules())
-    assert (net.training, net[0].training, net[1].training) == (True, True, False)
-
-
 def test_sampled_text_is_not_markup() -> None:
-    shown = markdown_to_safe_html(table({"free_1": "a|b *c* <b>d</b> `e` [f](g)\n# h_i_"}))
+    shown = markdown_to_safe_html(texts_table({"free_1": "a|b *c* <b>d</b> `e` [f](g)\n# h_i_"}))
     assert shown.count("<td>") == 2 and "<td>a|b *c* &lt;b&gt;d&lt;/b&gt; `e` [f](g)↵# h_i_</td>" in shown
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import lit_llada
 from lit_llada.backbone.attention import AttentionMask
 from lit_llada.backbone.config import SIZES
-from lit_llada.checkpoint.load import load_checkpoint, load_net, locate
+from lit_llada.checkpoint.load import fetch_checkpoint, load_checkpoint, load_net
 from lit_llada.checkpoint.published.config_json import write_config
 from lit_llada.checkpoint.published.write import byte_size, export_checkpoint
 from lit_llada.errors import UserError
@@ -228,9 +228,9 @@ def test_sizes_and_places(tmp_path: Path, monkeypatch) -> None:
         with pytest.raises(UserError, match="give bytes, or a size like"):
             byte_size(wrong)
     with pytest.raises(UserError, match="gone/deep/down: no such file or folder"):
-        locate("gone/deep/down")
+        fetch_checkpoint("gone/deep/down")
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, allow_patterns: str(tmp_path / name[:3]))
-    assert locate("org/name") == tmp_path / "org"
+    assert fetch_checkpoint("org/name") == tmp_path / "org"
     assert lit_llada.load_checkpoint is load_checkpoint and lit_llada.export_checkpoint is export_checkpoint
 
 
@@ -242,4 +242,4 @@ def test_without_a_network_the_hub_is_one_line(monkeypatch) -> None:
     with pytest.raises(
         UserError, match=r"org/name: no such local folder.*Name or service not known.*local folder with"
     ):
-        locate("org/name")
+        fetch_checkpoint("org/name")

@@ -23,6 +23,7 @@ from lit_llada.objectives.preference import (
     score_variance,
     two_pass,
 )
+from lit_llada.seeding import Stream
 
 VARIANTS = {
     "naive": Estimator(times=1),
@@ -72,7 +73,7 @@ def expectation(estimator: Estimator, length: int, logs: Tensor, monkeypatch: py
     level = (torch.arange(cells, dtype=torch.float64) + 0.5) / cells
 
     def uniforms(*keys: int | Tensor) -> Tensor:
-        if preference._COUNT in keys[:2]:
+        if Stream.COUNT in keys[:2]:
             u = level[None].expand(1 if estimator.stratified else len(keys[3]), -1)  # type: ignore[arg-type]
             return u[0][None] if estimator.stratified else u
         n = estimator.draws

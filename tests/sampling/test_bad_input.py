@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from lit_llada.errors import UserError
-from lit_llada.sampling.canvas import State, lay_out, read_answers
+from lit_llada.sampling.canvas import State, View, lay_out, read_answers
 from lit_llada.sampling.generate import generate
 from lit_llada.sampling.plan import PRESETS, Plan, preset
+from lit_llada.sampling.predictor import Predictor
 from lit_llada.text.specials import Specials
 
 MASK, EOS = 8, 7
@@ -78,12 +79,10 @@ def test_preset() -> None:
     refused(f"unknown preset 'faster'; there are {', '.join(PRESETS)}", preset, "faster")
 
 
-class Nobody:
-    """A denoiser that must not be asked."""
+class Nobody(Predictor):
+    """A predictor that must not be asked."""
 
-    cached = False
-
-    def __call__(self, *_: Any) -> torch.Tensor:
+    def __call__(self, _: View) -> torch.Tensor:
         raise AssertionError("asked before the input was checked")
 
 

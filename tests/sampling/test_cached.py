@@ -23,7 +23,7 @@ from lit_llada.sampling.cached import (
     agreement,
     compare,
     find_near,
-    list_positions,
+    list_places,
     summarize,
 )
 from lit_llada.sampling.canvas import State, View, lay_out
@@ -127,21 +127,21 @@ def test_a_cache_of_the_very_same_canvas_gives_the_logits_of_all(
     net, (canvas, real) = make_net(kind, dtype=dtype), random_canvas(4)
     masked = real & (canvas == SPECIALS.mask)
     window = masked & (masked.cumsum(1) <= 3)
-    rows = window.flatten().nonzero().squeeze(1)
+    positions = window.flatten().nonzero().squeeze(1)
     ids, yes = torch.tensor([0, 2, 3, 5]), torch.ones(4, dtype=torch.bool)
-    view, cached = View(canvas, real, rows, ids, ~masked & real, window, yes), Cached(net, scheme, vicinity=2)
+    view, cached = View(canvas, real, positions, ids, ~masked & real, window, yes), Cached(net, scheme, vicinity=2)
     seen = widths(net)
-    whole = cached.at(view)
-    part = cached.at(view._replace(fresh=~yes))
+    whole = cached(view)
+    part = cached(view._replace(fresh=~yes))
     fewer = slice(1, 3)  # two rows and one padded column less: the cache is found by ids, not by order
     few = View(*(x[fewer] for x in (canvas, real, canvas, ids, real, window, ~yes)))
-    rest = cached.at(few._replace(rows=window[fewer].flatten().nonzero().squeeze(1)))
+    rest = cached(few._replace(positions=window[fewer].flatten().nonzero().squeeze(1)))
     assert seen[0] == tuple(canvas.shape) and seen[1][1] < canvas.shape[1]
     torch.testing.assert_close(part, whole, atol=atol, rtol=0)
-    row = rows // canvas.shape[1]
+    row = positions // canvas.shape[1]
     torch.testing.assert_close(rest, whole[(row == 1) | (row == 2)], atol=atol, rtol=0)
     changed = canvas.where(~window, 3)  # what is computed again is computed from the new tokens
-    new = cached.at(view._replace(tokens=changed, fresh=~yes))
+    new = cached(view._replace(tokens=changed, fresh=~yes))
     assert (new - whole).abs().amax(1).min() > 1e-3
 
 
@@ -192,8 +192,8 @@ def test_what_is_near_a_window() -> None:
     assert near("dual", 0) == [[3, 4], [0, 2]]
     assert near("vicinity", 2) == [[1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 4]]
     assert near("vicinity", 50) == [list(range(8)), list(range(5))]
-    positions = list_positions(find_near(view, "dual", 0) | (torch.arange(8) == torch.tensor([[7], [2]])))
-    assert positions.tolist() == [[3, 4, 7], [0, 2, 2]]
+    places = list_places(find_near(view, "dual", 0) | (torch.arange(8) == torch.tensor([[7], [2]])))
+    assert places.tolist() == [[3, 4, 7], [0, 2, 2]]
 
 
 def test_positions_and_refreshes_are_counted() -> None:
@@ -235,7 +235,7 @@ def test_the_meter_reads_zero_after_a_refresh_and_only_then(kind: str, scheme: S
     assert max(r.max_error for r in stale) > 1e-2 and max(r.kl for r in stale) > 0
     whole = summarize(cached.meter)
     assert whole is not None and whole.max_error == max(r.max_error for r in stale)
-    assert whole.rows == sum(r.rows for r in cached.meter)
+    assert whole.predictions == sum(r.predictions for r in cached.meter)
 
 
 def test_the_meter_changes_nothing_and_is_read_every_nth_step() -> None:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lit_llada.checkpoint.load import Checkpoint
-from lit_llada.sampling.canvas import pad_rows
-from lit_llada.sampling.fill import Answer, answer_rows, in_order, read_gaps
+from lit_llada.sampling.canvas import pad_canvases
+from lit_llada.sampling.fill import Answer, fill_canvases, in_number_order, read_gaps
 from lit_llada.sampling.plan import Plan
 from lit_llada.text.specials import Specials
 
@@ -37,7 +37,7 @@ def test_a_last_gap_that_grew_or_shrank_is_read_to_its_end() -> None:
 
 @given(st.lists(st.lists(st.sampled_from([1, 2, MASK]), min_size=1, max_size=6), min_size=1, max_size=5))
 def test_padding_stands_at_the_far_right(rows: list[list[int]]) -> None:
-    canvas, real = pad_rows(rows, IDS)
+    canvas, real = pad_canvases(rows, IDS)
     assert [row[kept].tolist() for row, kept in zip(canvas, real, strict=True)] == rows
     assert (canvas[~real] == EOS).all()
 
@@ -53,7 +53,7 @@ def test_in_order_gives_each_answer_as_soon_as_those_before_it_are_there(order: 
             taken.append(i)
             yield i, made[i]
 
-    for number, answer in enumerate(in_order(arriving())):
+    for number, answer in enumerate(in_number_order(arriving())):
         assert answer is made[number]
         assert len(taken) == max(order.index(i) for i in range(number + 1)) + 1
     assert len(taken) == 6
@@ -65,8 +65,8 @@ def test_an_answer_is_the_same_in_any_batch(checkpoint: Checkpoint, plan: Plan) 
     rows = [[65 + i] * (1 + 3 * i % 7) + [ids.mask] * 8 for i in range(5)]
 
     def answers(batch_size: int) -> list[tuple]:
-        pairs = answer_rows(lambda: checkpoint.net, rows, ids, plan, seeds=range(5), batch_size=batch_size)
-        return [answer[:5] for answer in in_order(pairs)]  # all but seconds and trace
+        pairs = fill_canvases(lambda: checkpoint.net, rows, ids, plan, seeds=range(5), batch_size=batch_size)
+        return [answer[:5] for answer in in_number_order(pairs)]  # all but seconds and trace
 
     alone = answers(1)
     assert answers(2) == answers(5) == alone
@@ -91,7 +91,7 @@ def test_nothing_behind_the_end_is_a_token_and_traces_end_where_the_row_does(mon
     monkeypatch.setattr("lit_llada.sampling.fill.time", clock)
     net = Ending()
     plan = Plan(block_length=4, stop_at_eos=True)
-    [(number, answer)] = answer_rows(lambda: net, [[2, 2, *[MASK] * 12]], IDS, plan, seeds=[0], record=True)
+    [(number, answer)] = fill_canvases(lambda: net, [[2, 2, *[MASK] * 12]], IDS, plan, seeds=[0], record=True)
     assert number == 0
     assert answer.gaps == [[1, 1, 1]]
     assert answer.ended and answer.tokens == 3

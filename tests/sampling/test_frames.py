@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_llada.sampling.frames import (
-    CONFIDENCE,
-    ORDER,
+    CONFIDENCE_STOPS,
+    ORDER_STOPS,
     Cell,
     ansi,
     blend,
@@ -73,7 +73,7 @@ def test_control_characters_take_one_visible_column() -> None:
     assert (columns("abc"), columns("日本"), columns("e\u0301")) == (3, 4, 1)
 
 
-@pytest.mark.parametrize("stops", [CONFIDENCE, ORDER])
+@pytest.mark.parametrize("stops", [CONFIDENCE_STOPS, ORDER_STOPS])
 def test_every_colour_can_be_read_on(stops: tuple[str, ...]) -> None:
     def luminance(colour: tuple[int, int, int]) -> float:
         parts = [x / 255 / 12.92 if x <= 10 else ((x / 255 + 0.055) / 1.055) ** 2.4 for x in colour]

@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lit_llada.sampling.canvas import Reason, lay_out, read_answers
-from lit_llada.sampling.generate import generate, number_blocks
+from lit_llada.sampling.generate import generate
 from lit_llada.sampling.plan import PRESETS, Count, EosRule, Order, Plan, preset
 from lit_llada.text.specials import Specials
 
@@ -186,15 +186,6 @@ def test_only_open_positions_of_the_block_meet_the_vocabulary(Table: Any) -> Non
         assert torch.equal(state.predicted[~looked], states[state.step - 1].canvas[~looked])
         assert torch.equal(state.predicted[state.committed], state.canvas[state.committed])
         assert torch.equal(state.probability[state.committed], state.confidence[state.committed])
-
-
-def test_blocks_are_numbered_by_masks_or_by_place() -> None:
-    fillable = torch.tensor([[0, 1, 1, 0, 1, 0, 0, 0, 1, 1], [0, 0, 0, 0, 1, 0, 0, 0, 0, 0], [0] * 10]).bool()
-    by_masks = [[-1, 0, 0, -1, 0, -1, -1, -1, 1, 1], [-1] * 4 + [0] + [-1] * 5, [-1] * 10]
-    by_place = [[-1, 0, 0, -1, 1, -1, -1, -1, 2, 2], [-1] * 4 + [0] + [-1] * 5, [-1] * 10]
-    assert number_blocks(fillable, Plan(block_length=3)).tolist() == by_masks
-    assert number_blocks(fillable, Plan(block_length=4, aligned=True)).tolist() == by_place
-    assert number_blocks(fillable, Plan()).amax(1).tolist() == [0, 0, -1]
 
 
 def test_steps_are_shared_evenly_among_blocks(Table: Any) -> None:

@@ -16,8 +16,9 @@ from lit_llada.backbone.transformer import Backbone
 from lit_llada.checkpoint.load import load_net
 from lit_llada.sampling import generate as engine
 from lit_llada.sampling import selection
+from lit_llada.sampling.blocks import quota
 from lit_llada.sampling.canvas import State, lay_out
-from lit_llada.sampling.generate import generate, quota
+from lit_llada.sampling.generate import generate
 from lit_llada.sampling.guided import Guided
 from lit_llada.sampling.plan import Plan
 from lit_llada.text.specials import Specials

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lit_llada.errors import UserError
-from lit_llada.sampling.prompts import Prompt, make_rows, parse_prompts, read_prompts
+from lit_llada.sampling.prompts import Prompt, make_canvases, parse_prompts, read_prompts
 from lit_llada.text.chat_template import ChatTemplate
 from lit_llada.text.specials import Specials
 from lit_llada.text.tokenizer import Tokenizer
@@ -59,18 +59,20 @@ def test_unreadable_files_and_no_prompt_at_all(tmp_path: Path) -> None:
 
 
 def test_a_continuation_is_the_prompt_and_masks() -> None:
-    assert make_rows([Prompt("ab"), Prompt("c")], T, IDS, new_tokens=3) == [[97, 98, M, M, M], [99, M, M, M]]
+    assert make_canvases([Prompt("ab"), Prompt("c")], T, IDS, new_tokens=3) == [[97, 98, M, M, M], [99, M, M, M]]
 
 
 def test_a_gap_is_where_it_is_written_and_as_long_as_it_says() -> None:
-    rows = make_rows([Prompt("a[...]b[...2]"), Prompt("[...1]c")], T, IDS, new_tokens=3, infill=True, block_length=8)
+    rows = make_canvases(
+        [Prompt("a[...]b[...2]"), Prompt("[...1]c")], T, IDS, new_tokens=3, infill=True, block_length=8
+    )
     assert rows == [[97, M, M, M, 98, M, M], [M, 99]]
 
 
 def test_a_template_writes_texts_and_conversations() -> None:
     plain = ChatTemplate.named("plain", T)
     talk = [{"role": "user", "content": "hi"}]
-    rows = make_rows([Prompt("hi"), Prompt("hi", talk)], T, IDS, new_tokens=1, template=plain)
+    rows = make_canvases([Prompt("hi"), Prompt("hi", talk)], T, IDS, new_tokens=1, template=plain)
     assert rows[0] == rows[1]
     assert T.decode(rows[0], mask="?", eos="|") == "user:\nhi|assistant:\n?"
 
@@ -96,4 +98,4 @@ def test_a_template_writes_texts_and_conversations() -> None:
 )
 def test_what_makes_no_canvas_is_told_by_its_number(prompts: list[Prompt], options: dict, line: str) -> None:
     with pytest.raises(UserError, match=line):
-        make_rows(prompts, T, IDS, new_tokens=4, **options)
+        make_canvases(prompts, T, IDS, new_tokens=4, **options)

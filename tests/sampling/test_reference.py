@@ -17,8 +17,7 @@ from lit_llada.sampling.canvas import Reason
 from lit_llada.sampling.generate import generate
 from lit_llada.sampling.guided import Guided
 from lit_llada.sampling.plan import Plan
-from lit_llada.sampling.revision import BACK
-from lit_llada.sampling.selection import TOKEN, TURN
+from lit_llada.seeding import Stream
 from lit_llada.text.specials import Specials
 
 Row = list[int]
@@ -45,7 +44,7 @@ def guess(logits: list[float], place: int, step: int, seed: int, plan: Plan) -> 
         logits = [-math.inf if v in ends else x for v, x in enumerate(logits)]
     allowed = {v: x for v, x in enumerate(logits) if v not in (MASK, *SPECIALS.forbidden) and x > -math.inf}
     if plan.temperature:
-        u = keyed_uniform(torch.tensor(seed), step, place, TOKEN, torch.arange(len(logits))).tolist()
+        u = keyed_uniform(torch.tensor(seed), step, place, Stream.TOKEN, torch.arange(len(logits))).tolist()
         allowed = {v: x - plan.temperature * math.log(-math.log(u[v])) for v, x in allowed.items()}
     token = max(allowed, key=lambda v: (allowed[v], -v))
     gone = ([EOT] if plan.temperature else [EOS, EOT]) if plan.official and plan.eos == "last" else []
@@ -55,7 +54,7 @@ def guess(logits: list[float], place: int, step: int, seed: int, plan: Plan) -> 
     best, second = sorted((p[v] for v in allowed), reverse=True)[:2]
     first = {
         "low_confidence": -p[token],
-        "random": -uniform(seed, step, place, TURN),
+        "random": -uniform(seed, step, place, Stream.TURN),
         "margin": second - best,
         "entropy": entropy,
         "left_to_right": place,
@@ -166,7 +165,7 @@ class Walk:
     def remdm(self, block: list[int], left: int, number: int) -> list[int]:
         done = [i for i in block if self.row[i] != MASK]
         cap = 0.1 if self.plan.remask_bound is None else self.plan.remask_bound
-        dice = sorted((uniform(self.seed, number, i, BACK), i) for i in done)
+        dice = sorted((uniform(self.seed, number, i, Stream.BACK), i) for i in done)
         return [i for u, i in dice if u < min(cap, left / len(done))][:left]
 
     def doubted(self, kept: list[int], guesses: dict[int, Guess]) -> list[int]:

@@ -15,6 +15,7 @@ from lit_llada.cli.parser import Parser
 from lit_llada.errors import UserError
 from lit_llada.files import writing
 from lit_llada.sampling.plan import PRESETS, Plan
+from lit_llada.sampling.predictor import Plain
 from lit_llada.sampling.settings import (
     Settings,
     change_plan,
@@ -122,7 +123,7 @@ def test_a_file_is_there_when_it_is_whole(tmp_path: Path) -> None:
 
 
 def test_seeds_differ_by_number_and_by_seed() -> None:
-    seeds = [Settings(seed=seed).row_seed(number) for seed in range(-2, 3) for number in range(20)]
+    seeds = [Settings(seed=seed).prompt_seed(number) for seed in range(-2, 3) for number in range(20)]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**63 for seed in seeds)
 
@@ -135,5 +136,6 @@ def test_every_value_is_in_words() -> None:
 
 
 def test_guidance_wraps_the_net(checkpoint: Checkpoint) -> None:
-    assert Settings().denoiser(checkpoint.net, 257) is checkpoint.net
-    assert type(Settings(guidance=1.0).denoiser(checkpoint.net, 257)).__name__ == "Guided"
+    plain = Settings().predictor(checkpoint.net, 257)
+    assert isinstance(plain, Plain) and plain.net is checkpoint.net
+    assert type(Settings(guidance=1.0).predictor(checkpoint.net, 257)).__name__ == "Guided"

@@ -1,4 +1,4 @@
-"""From a published ``config.json`` to :class:`BackboneConfig` and back; what one side cannot say is refused."""
+"""Turns a published ``config.json`` into a :class:`BackboneConfig` and back; what one side cannot say is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What does a published ``config.json`` mean? The fields of each family, ours from theirs and theirs from ours.
+"""Families of published models: what each field of their ``config.json`` means, in both directions.
 
 A field is read, or has to have the one value that :class:`Backbone` computes, or is known to have no effect on the
 computation. Any other is refused by name: a field that nobody looked at is how a checkpoint loads and then is wrong.
@@ -30,15 +30,24 @@ class Family:
     """One published format.
 
     Args:
-        title: how it is called in messages.
+        title: name of the family in messages.
         architectures: names in ``config.json``.
-        keys: its tensors, see :mod:`lit_llada.checkpoint.published.keymaps`.
+        keys: names of its tensors, see :mod:`lit_llada.checkpoint.published.keymaps`.
         needed: their field -> ours, with equal values.
         optional: the same for fields that may be null or left out; ours then keeps its default.
-        fixed: fields that must have this value (null or left out says the same where it is false or null).
+        fixed: fields that must have one value:
+
+            ================  =======================================
+            the value         what the published field may say
+            ================  =======================================
+            false or null     that value, null, or nothing (left out)
+            any other         that value
+            ================  =======================================
+
         without_effect: fields that change nothing here, with the published values.
-        read: the arguments of :class:`BackboneConfig` that need more than another name; refuses contradictions.
-        write: the fields that need more than another name.
+        read: function that makes those arguments of :class:`BackboneConfig` which need more than another name; it
+            refuses contradictions.
+        write: function that makes the fields which need more than another name.
         reads: the fields that ``read`` looks at.
         ids: published special ids where the published config has none.
     """

@@ -1,4 +1,4 @@
-"""Which published tensor is which part of which of ours? One table per family, read in both directions.
+"""Key tables: which published tensor is which part of which of ours; one table per family, read both ways.
 
 A parameter of :class:`Backbone` is one published tensor, several put one below the other (queries, keys, values; gate,
 up), or, for experts, ``{e}`` of them stacked: ours are ``[E, in, out]`` and the published linear maps ``[out, in]``.
@@ -86,9 +86,9 @@ def pieces(keys: Keys, name: str, shape: Sequence[int], config: BackboneConfig) 
 
     Args:
         keys: the family's table.
-        name: of the parameter (or buffer) in ``Backbone.state_dict()``.
-        shape: of the parameter; with fewer rows where only the first ones are published.
-        config: of the net; it says how wide queries, keys and values are.
+        name: name of the parameter (or buffer) in ``Backbone.state_dict()``.
+        shape: shape of the parameter; with fewer rows where only the first ones are published.
+        config: configuration of the net; it says how wide queries, keys and values are.
 
     Raises:
         UserError: the family has nothing of that name.

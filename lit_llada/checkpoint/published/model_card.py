@@ -1,4 +1,4 @@
-"""What should stand on a model's door? A model card: what it is, what it was trained on, and how to load it."""
+"""The model card of an exported checkpoint: what it is, how to load it, and the run that trained it."""
 
 from __future__ import annotations
 

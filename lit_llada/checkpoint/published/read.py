@@ -1,4 +1,4 @@
-"""How is a published folder read? ``config.json`` and safetensors, one file or shards, tensor by tensor."""
+"""Reads a published folder: ``config.json`` and safetensors, one file or shards, tensor by tensor."""
 
 from __future__ import annotations
 

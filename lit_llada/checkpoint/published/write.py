@@ -1,4 +1,4 @@
-"""A net -> a folder in the published layout: ``config.json``, safetensors by size, tokenizer, model card."""
+"""Writes a net as a folder in the published layout: ``config.json``, safetensors by size, tokenizer, model card."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def export_checkpoint(
     Args:
         checkpoint: from :func:`load_checkpoint`.
         target: the folder; it must not exist.
-        dtype: of the weights; None keeps that of the net.
+        dtype: number type of the weights; None keeps that of the net.
         max_shard_size: bytes of one file at most, as a number or like ``5GB``; a single tensor may be larger.
 
     Returns:
