@@ -1,12 +1,10 @@
-"""What is the same for every prepared folder? How it appears, what its manifest says, when it is up to date."""
+"""Writes what every prepared folder has: the manifest, and the folder at once; tells whether one is up to date."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import platform
-import shutil
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 
 from lit_llada.data.folder import FORMAT, DataFolder
 from lit_llada.errors import UserError
+from lit_llada.files import replacing_folder
 from lit_llada.prepare.splits import Split
 from lit_llada.text.tokenizer import Tokenizer
 from lit_llada.version import __version__
@@ -23,21 +22,16 @@ SHARD = 1 << 20  # bytes of text that a worker takes at a time
 
 @contextlib.contextmanager
 def in_place_when_done(target: Path) -> Iterator[Path]:
-    """A folder beside `target` to fill, which takes its place at the end; what a killed run left there is removed."""
-    part, old = (target.with_name(target.name + suffix) for suffix in (".part", ".old"))
+    """A folder beside `target` to fill, which takes its place at the end; see :func:`replacing_folder`.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     try:
-        for left in (part, old):
-            shutil.rmtree(left, ignore_errors=True)
-        part.mkdir(parents=True)
-        yield part
-        if target.exists():
-            os.replace(target, old)
-        os.replace(part, target)
+        with replacing_folder(target) as part:
+            yield part
     except OSError as error:  # a full disk, a folder that one may not write to
         raise UserError(f"{error.filename or target}: {error.strerror or error}") from error
-    finally:
-        for left in (part, old):
-            shutil.rmtree(left, ignore_errors=True)
 
 
 def write_manifest(
