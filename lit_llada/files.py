@@ -5,23 +5,56 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 from lit_llada.errors import UserError
 
+UNFINISHED = ".part"  # ends the name of what is not whole yet
+
+
+def unfinished(path: Path) -> Path:
+    """The name beside ``path`` under which it is written, before it is renamed."""
+    return path.with_name(path.name + UNFINISHED)
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """The temporary name to write under; it becomes ``path`` when the block ends without an error.
+    """The temporary name to write a file under; it becomes ``path`` when the block ends without an error.
 
-    An error leaves ``path`` as it was, and the temporary file where it is: the next call writes over it.
+    An error leaves ``path`` as it was and removes the temporary file; what a killed process left is written over.
     """
-    part = path.with_name(path.name + ".part")
-    yield part
-    os.replace(part, path)
+    part = unfinished(path)
+    try:
+        yield part
+        os.replace(part, path)
+    except BaseException:
+        with suppress(OSError):  # the error that counts is the first
+            part.unlink()
+        raise
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """An empty folder to fill; it becomes ``path`` when the block ends without an error.
+
+    An error leaves ``path`` as it was; what it, or a killed process, left beside ``path`` is removed.
+    """
+    part, old = unfinished(path), path.with_name(path.name + ".old")
+    try:
+        for left in (part, old):
+            shutil.rmtree(left, ignore_errors=True)
+        part.mkdir(parents=True)
+        yield part
+        if path.exists():
+            os.replace(path, old)
+        os.replace(part, path)
+    finally:
+        for left in (part, old):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager

@@ -68,7 +68,7 @@ class NoiseCurve(L.Callback):
                 curve[DECILES] * bits,
                 {name: nll * bits for name, nll in levels.items()},
                 unit=f"bits per {unit}",
-                title=f"Validation loss by noise level · step {trainer.global_step}",
+                title=f"{'Test' if stage == 'test' else 'Validation'} loss by noise level · step {trainer.global_step}",
             )
             log_figure(trainer, f"{stage}/noise_curve", figure)
 

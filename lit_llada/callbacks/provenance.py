@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import lightning as L
 import torch
 
 from lit_llada.callbacks.loggers import log_text
+from lit_llada.files import replacing
 
 PACKAGES = ("torch", "lightning", "litdata", "tokenizers", "lit_llada")
 
@@ -43,9 +43,8 @@ class Provenance(L.Callback):
         card["starts"] = [*_earlier_starts(path), card.pop("start")]
         text = json.dumps(card, indent=2, default=str)
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(text + "\n")
-        os.replace(temporary, path)
+        with replacing(path) as part:
+            part.write_text(text + "\n")
         log_text(trainer, "run_card", f"```json\n{text}\n```")
 
 

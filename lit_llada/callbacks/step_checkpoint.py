@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
+from lit_llada.files import UNFINISHED, unfinished
 from lit_llada.modules.base import NonFiniteStep
 
 PATTERN = "step=*.ckpt"
@@ -36,7 +37,7 @@ class StepCheckpoint(Checkpoint):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.path = Path(self.folder or Path(trainer.default_root_dir) / "checkpoints")
         if stage == "fit" and trainer.is_global_zero:
-            for part in self.path.glob("*.part"):  # of a run that was killed while it wrote
+            for part in self.path.glob(f"*{UNFINISHED}"):  # of a run that was killed while it wrote
                 _remove(part)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -69,7 +70,7 @@ class StepCheckpoint(Checkpoint):
         path = self.path / (name or f"step={trainer.global_step:07d}.ckpt")
         if name is None and self._saved_step == trainer.global_step:
             return path
-        part = path.with_name(path.name + ".part")
+        part = unfinished(path)
         trainer.save_checkpoint(part, weights_only=False)  # False: all of the run, not the weights alone
         trainer.strategy.barrier("checkpoint written")
         if trainer.is_global_zero:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -23,6 +22,7 @@ from lit_llada.backbone.config import BackboneConfig
 from lit_llada.backbone.transformer import Backbone
 from lit_llada.checkpoint.source import META, TOKENIZER_FILES, Source, copy_checked, read_files, read_json
 from lit_llada.errors import UserError
+from lit_llada.files import replacing
 
 
 def open_run(path: Path, ema: bool | None = None, mask_id: int | None = None) -> Source:
@@ -96,10 +96,9 @@ def write_run(
         "global_step": 0,
         "pytorch-lightning_version": version("lightning"),
     }
-    part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(checkpoint, part)
-    os.replace(part, path)
+    with replacing(path) as part:
+        torch.save(checkpoint, part)
 
 
 def _sharded_names(path: Path) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from lightning.fabric.utilities.load import _load_distributed_checkpoint
 
 from lit_llada.checkpoint.source import META
 from lit_llada.errors import UserError
+from lit_llada.files import replacing
 
 
 def read_sharded(folder: str | Path) -> dict[str, Any]:
@@ -40,10 +40,9 @@ def consolidate(source: str | Path, target: str | Path) -> None:
     if target.exists():
         raise UserError(f"{target} exists; remove it or give another name")
     checkpoint = read_sharded(source)
-    part = target.with_name(target.name + ".part")
     target.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(checkpoint, part)
-    os.replace(part, target)
+    with replacing(target) as part:
+        torch.save(checkpoint, part)
 
 
 class AnyCheckpointIO(TorchCheckpointIO):

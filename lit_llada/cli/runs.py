@@ -132,7 +132,7 @@ def _text_levels(table: Table, trainer: Any, module: Any) -> None:
     table.add_row("every token equally likely", f"{math.log(module.backbone.vocabulary) * bits:.3f}")
     table.add_row("token frequencies of the training text", f"{data.unigram_nll * bits:.3f}")
     names = {"order_0": "byte frequencies", "ngram_5": "interpolated byte 5-gram", "xz": "xz -9, the whole text"}
-    for name, level in data.reference_levels.items():
+    for name, level in data.baseline_levels.items():
         table.add_row(names.get(name, name), f"{level:.3f}")
     if "val/bits_per_byte" in metrics:
         table.add_row("this model (upper bound)", f"[bold]{float(metrics['val/bits_per_byte']):.3f}[/bold]")

@@ -221,7 +221,7 @@ def validate(words: list[str]) -> int:
 
 
 def test(words: list[str]) -> int:
-    """Like validate, over the test loader."""
+    """Like validate, over the test split of the data."""
     cli = TrainingCLI("test", words)
     with _remarks(cli):
         cli.trainer.test(cli.model, cli.datamodule, ckpt_path=cli.checkpoint(), weights_only=True)

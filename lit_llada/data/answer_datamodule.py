@@ -1,4 +1,4 @@
-"""Which answers does a run train on? Conversations or preference pairs out of prepared folders."""
+"""Makes batches of prompts with answers: conversations or preference pairs of prepared folders."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from lit_llada.data.base import PreparedDataModule
 from lit_llada.data.folder import DataFolder
+from lit_llada.data.kinds import KINDS
 from lit_llada.data.layout import AnswerBatches, Eos, Layout, Turns
 from lit_llada.data.order import AnyOrder, Buckets, Order
 from lit_llada.data.streaming import RecordRows
@@ -25,15 +26,16 @@ class AnswerDataModule(PreparedDataModule):
         eos: What follows an answer. ``batch``: EOS up to the longest of the batch, part of the answer (LLaDA's SFT;
             needs padded rows). ``one``: nothing but its own end (VRPO). ``block``: EOS up to a multiple of
             `block_length` tokens, part of the answer (block diffusion).
-        block_length: For ``eos: block``.
+        block_length: Tokens of a block, for ``eos: block``.
         turns: ``one``: a single answer of each dialogue with what comes before it, another one each epoch (LLaDA's
             SFT); ``all``: every answer of the dialogue in one sample.
         bucketing: Put conversations of like length together (in training), so that little is padding. With
             ``eos: batch`` that also takes away the long runs of EOS by which a model learns to end early: leave it off.
-        val_rows: Validate on this many records, spread evenly over the validation split (default: all).
+        val_rows: Validate on this many records, spread evenly over the validation split (default: all). A test always
+            reads its whole split.
         num_workers: Reading processes; the batches are the same. Default: 2 where a GPU is to be fed, so that it never
             waits; else 0.
-        seed: Of the order of the records, and of the choice of turns; None for the run's (``seed_everything``).
+        seed: Seed of the order of the records, and of the choice of turns; None for the run's (``seed_everything``).
         shuffle_window: Shuffle the chunks, then records inside windows of so many chunks; 0: all at once.
             Default: 0 for local folders, 8 for remote ones.
         cache_dir: Where LitData keeps fetched chunks.
@@ -77,9 +79,10 @@ class AnswerDataModule(PreparedDataModule):
         return ChatTemplate(**self.manifest["chat_template"])
 
     def check(self, folder: DataFolder) -> None:
-        if folder.kind == "text":
+        if KINDS[folder.kind].datamodule != "AnswerDataModule":
             raise UserError(
-                f"{folder.location} holds text, not answers: train on it with DiffusionDataModule, or give a folder"
+                f"{folder.location} holds {folder.kind}, not answers: train on it with"
+                f" {KINDS[folder.kind].datamodule}, or give a folder"
                 " made by `lit-llada prepare chat` or `lit-llada prepare preference`"
             )
         if self.layout == "packed" and self.eos == "batch":
@@ -107,7 +110,7 @@ class AnswerDataModule(PreparedDataModule):
             return order
         return Buckets(order, [folder.lengths["train"].max(1) for folder in self.folders], self.seed)
 
-    def meaning(self) -> dict[str, Any]:
+    def position_identity(self) -> dict[str, Any]:
         return {"bucketing": self.bucketing}
 
     def options(self) -> dict[str, Any]:

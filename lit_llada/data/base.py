@@ -1,12 +1,13 @@
-"""What does any run ask of its data? Prepared folders, checked before the first step, the same on all ranks."""
+"""Serves every run its data: prepared folders, checked before the first step, the same on all ranks."""
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any, ClassVar
 
 import lightning as L
 
-from lit_llada.data.folder import DataFolder, is_remote
+from lit_llada.data.folder import DataFolder, check_alike, is_remote
 from lit_llada.data.order import AnyOrder, Order
 from lit_llada.data.ranks import agree
 from lit_llada.data.streaming import Batches, Rows, TrainingLoader, ValidationLoader
@@ -26,10 +27,11 @@ class PreparedDataModule(L.LightningDataModule):
         path: One folder, several (every row of each is used once an epoch), or folder -> weight for a mixture.
             A folder may be a URL that LitData reads (s3://, gs://, azure://, r2://, hf://).
         batch_size: Rows in a batch of one rank.
-        val_rows: Validate on this many rows, spread evenly over the validation split (default: all).
+        val_rows: Validate on this many rows, spread evenly over the validation split (default: all). A test
+            always reads its whole split.
         num_workers: Reading processes; the batches are the same. Default: 2 where a GPU is to be fed, so that it never
             waits; else 0, the fastest for local folders.
-        seed: Of the order of the rows; None for the run's (``seed_everything``).
+        seed: Seed of the order of the rows; None for the run's (``seed_everything``).
         shuffle_window: Shuffle the chunks, then rows inside windows of so many chunks; 0: all rows at once.
             Default: 0 for local folders, 8 for remote ones, so that a row does not cost a download.
         cache_dir: Where LitData keeps fetched chunks.
@@ -80,8 +82,11 @@ class PreparedDataModule(L.LightningDataModule):
         """The order in which rows are trained on."""
         return order
 
-    def meaning(self) -> dict[str, Any]:
-        """What else a position in the order depends on: a checkpoint made with another value is refused."""
+    def position_identity(self) -> dict[str, Any]:
+        """What a saved position depends on, besides folders, seed and shuffling: another value is another order.
+
+        A checkpoint that was made with another value cannot go on, and is refused.
+        """
         return {}
 
     def options(self) -> dict[str, Any]:
@@ -126,6 +131,8 @@ class PreparedDataModule(L.LightningDataModule):
         try:
             if not self.folders:
                 self._open()
+            if stage == "test":
+                self._open_test()
             mine = {**self.identity, **self.options(), "world": world}
             mine |= {"batch_size": self.batch_size, "val_rows": self.val_rows}
         except UserError as error:
@@ -151,17 +158,19 @@ class PreparedDataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> ValidationLoader:
         """The validation rows, in fixed order and shared out over the ranks."""
-        rank, world = self._share()
-        order = Order([r.chunk_rows for r in self.rows["val"]], seed=None)
-        dataset, workers = self.batches("val", order), self._workers()
-        return ValidationLoader(dataset, self.batch_size, self.val_rows, rank=rank, world=world, num_workers=workers)
+        return self._fixed_loader("val", self.val_rows)
 
     def test_dataloader(self) -> ValidationLoader:
-        """There is no third split: ``test`` reads the validation rows."""
-        return self.val_dataloader()
+        """All rows of the test split, in fixed order and shared out over the ranks.
+
+        Raises:
+            UserError: a folder has no test split.
+        """
+        self._open_test()
+        return self._fixed_loader("test")
 
     def predict_dataloader(self) -> list[Any]:
-        """Loaders of both splits, with the batches that training makes until every row has been met."""
+        """Loaders of training and validation, with the batches that training makes until every row has been met."""
         rank, world = self._share()
         quotas = self.identity["rows_of_each"]
         epochs = max(-(-len(rows) // quota) for rows, quota in zip(self.rows["train"], quotas, strict=True))
@@ -170,7 +179,7 @@ class PreparedDataModule(L.LightningDataModule):
         return [train, self.val_dataloader()]
 
     def teardown(self, stage: str | None = None) -> None:
-        for rows in [*self.rows["train"], *self.rows["val"]]:
+        for rows in chain.from_iterable(self.rows.values()):
             rows.close()
 
     # ---- inside
@@ -188,7 +197,7 @@ class PreparedDataModule(L.LightningDataModule):
             raise UserError(f"data.path has weights {weights}: make each more than 0, or leave the folder out")
         folders = [DataFolder.open(path) for path in paths]
         for folder in folders:
-            _check_alike(folder, folders[0])
+            check_alike(folder, folders[0])
             self.check(folder)
             folder.check_chunks(self.verify)
         rows = {split: [self.open_rows(folder, split) for folder in folders] for split in ("train", "val")}
@@ -198,13 +207,33 @@ class PreparedDataModule(L.LightningDataModule):
             raise UserError(f"data.path has weights {weights}: one is too small for a single row in an epoch")
         self.identity = {  # what a position in the order depends on
             "seed": self.seed,
-            **self.meaning(),
+            **self.position_identity(),
             "data": [f.digest for f in folders],
             "rows_of_each": order.quotas,
             "shuffle_window": windows,
         }
         self.folders, self.rows = folders, rows
         self.order = self.regrouped(order)
+
+    def _open_test(self) -> None:
+        """Open the rows of the test split: not before they are asked for, so that they stop no training.
+
+        Raises:
+            UserError: a folder has no test split.
+        """
+        if "test" in self.rows:
+            return
+        for folder in self.folders:
+            if "test" not in folder.splits:
+                made = f"`lit-llada prepare {folder.kind} ... --test_fraction 0.05`"
+                raise UserError(f"{folder.location} has no test split: make a folder that has one with {made}")
+        self.rows["test"] = [self.open_rows(folder, "test") for folder in self.folders]
+
+    def _fixed_loader(self, split: str, limit: int | None = None) -> ValidationLoader:
+        rank, world = self._share()
+        order = Order([r.chunk_rows for r in self.rows[split]], seed=None)
+        dataset, workers = self.batches(split, order), self._workers()
+        return ValidationLoader(dataset, self.batch_size, limit, rank=rank, world=world, num_workers=workers)
 
     def _workers(self) -> int:
         if self.num_workers is not None:
@@ -215,24 +244,6 @@ class PreparedDataModule(L.LightningDataModule):
         """(rank, world) among the processes that read different rows."""
         kwargs = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
         return (kwargs["rank"], kwargs["num_replicas"]) if kwargs else (0, 1)
-
-
-def _check_alike(folder: DataFolder, first: DataFolder) -> None:
-    """UserError if rows of both cannot be in one batch."""
-    if folder.kind != first.kind:
-        raise UserError(
-            f"{folder.location} holds {folder.kind} and {first.location} {first.kind}: give folders of one kind"
-        )
-    if folder.tokenizer.digest != first.tokenizer.digest:
-        raise UserError(
-            f"{folder.location} was prepared with another tokenizer than {first.location}: prepare one of"
-            " them again with the other's tokenizer"
-        )
-    if folder.template_source != first.template_source:
-        raise UserError(
-            f"{folder.location} was prepared with another chat template than {first.location}: prepare one"
-            " of them again with the other's --template"
-        )
 
 
 def _align_progress(trainer: L.Trainer) -> None:

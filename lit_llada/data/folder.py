@@ -1,4 +1,4 @@
-"""Is this prepared folder whole, and what is in it? Manifest, tokenizer and chunks, local or remote."""
+"""Reads prepared folders: manifest, tokenizer, chunks and records, local or remote, and whether all is there."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lit_llada.data.kinds import KINDS, DataKind
 from lit_llada.data.streaming import RecordRows, TokenRows
 from lit_llada.errors import UserError
 from lit_llada.files import file_digest
 from lit_llada.text.tokenizer import Tokenizer
 
 FORMAT = 1  # of the manifest
-_SMALL_FILES = ["manifest.json", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"]
+_SMALL_FILES = ["tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"]
 
 
 class Record(NamedTuple):
@@ -67,17 +68,24 @@ class DataFolder:
         if manifest.get("format") != FORMAT:
             found = manifest.get("format")
             raise UserError(f"{location} has a manifest of format {found}, not {FORMAT}: prepare it again")
+        if _kind_name(manifest) not in KINDS:
+            raise UserError(f"{location} holds {_kind_name(manifest)}; known are {', '.join(KINDS)}: prepare it again")
         tokenizer = Tokenizer.load(root / "tokenizer")
         if tokenizer.digest != manifest["tokenizer"]["digest"]:
             raise UserError(f"{location}/tokenizer is not the tokenizer of its manifest: prepare the folder again")
-        chunks = {split: _split_chunks(location, root, split, manifest) for split in ("train", "val")}
-        lengths = {split: _lengths(location, root, split, manifest) for split in ("train", "val")}
+        chunks = {split: _split_chunks(location, root, split, manifest) for split in manifest["splits"]}
+        lengths = {split: _lengths(location, root, split, manifest) for split in manifest["splits"]}
         return cls(location, manifest, tokenizer, chunks, lengths)
 
     @property
     def kind(self) -> str:
-        """``text``, ``chat`` or ``preference``."""
-        return _kind(self.manifest)
+        """One of :data:`~lit_llada.data.kinds.KINDS`: ``text``, ``chat`` or ``preference``."""
+        return _kind_name(self.manifest)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """``train`` and ``val``, and ``test`` where one was held out."""
+        return tuple(self.manifest["splits"])
 
     @property
     def template_source(self) -> str | None:
@@ -86,7 +94,10 @@ class DataFolder:
 
     @property
     def digest(self) -> str:
-        """Names the contents (training and validation chunks in order, tokenizer), wherever the folder lies."""
+        """Names the contents (training and validation chunks in order, tokenizer), wherever the folder lies.
+
+        What was held out for the test is no part of it: no run depends on that.
+        """
         splits = {s: [c["sha256"] for c in self.manifest["splits"][s]["chunks"]] for s in ("train", "val")}
         text = json.dumps([self.manifest["tokenizer"]["digest"], splits], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -134,14 +145,39 @@ class DataFolder:
         return f"{self.location.rstrip('/')}/{split}"
 
 
+def check_alike(folder: DataFolder, first: DataFolder) -> None:
+    """Refuse folders whose rows cannot be in one batch.
+
+    Raises:
+        UserError: they differ in kind, tokenizer or chat template.
+    """
+    if folder.kind != first.kind:
+        raise UserError(
+            f"{folder.location} holds {folder.kind} and {first.location} {first.kind}: give folders of one kind"
+        )
+    if folder.tokenizer.digest != first.tokenizer.digest:
+        raise UserError(
+            f"{folder.location} was prepared with another tokenizer than {first.location}: prepare one of"
+            " them again with the other's tokenizer"
+        )
+    if folder.template_source != first.template_source:
+        raise UserError(
+            f"{folder.location} was prepared with another chat template than {first.location}: prepare one"
+            " of them again with the other's --template"
+        )
+
+
 def read_records(path: str, split: str) -> list[Record]:
     """The records of a split of a local folder, as text: what an evaluation asks and expects.
 
     Raises:
-        UserError: no such folder, or one of text.
+        UserError: no such folder, one of text, or one without this split.
     """
-    if DataFolder.open(path).kind == "text":
-        raise UserError(f"{path} holds text, not records: give one made by `lit-llada prepare chat`")
+    folder = DataFolder.open(path)
+    if not KINDS[folder.kind].has_records:
+        raise UserError(f"{path} holds {folder.kind}, not records: give one made by `lit-llada prepare chat`")
+    if split not in folder.splits:
+        raise UserError(f"{path} has no {split} split: there is {', '.join(folder.splits)}")
     found = []
     with Path(path, split, "records.jsonl").open() as file:
         for line in file:
@@ -152,13 +188,17 @@ def read_records(path: str, split: str) -> list[Record]:
     return found
 
 
-def _kind(manifest: dict[str, Any]) -> str:
+def _kind_name(manifest: dict[str, Any]) -> str:
     return manifest.get("kind", "text")
+
+
+def _kind(manifest: dict[str, Any]) -> DataKind:
+    return KINDS[_kind_name(manifest)]
 
 
 def _lengths(location: str, root: Path, split: str, manifest: dict[str, Any]) -> np.ndarray:
     """How long each record is, as was noted beside the chunks."""
-    if _kind(manifest) == "text":
+    if not _kind(manifest).has_records:
         return np.zeros((0, 0), np.int32)
     try:
         lengths = np.load(root / split / "lengths.npy")
@@ -178,24 +218,27 @@ def _json(file: Path, location: str) -> dict[str, Any]:
 
 def _split_chunks(location: str, root: Path, split: str, manifest: dict[str, Any]) -> list[dict[str, Any]]:
     """The chunks that LitData will read, which must be those of the manifest."""
-    written, noted = ("tokens", "dim") if _kind(manifest) == "text" else ("records", "chunk_size")
-    promised = [(Path(c["file"]).name, c[written]) for c in manifest["splits"][split]["chunks"]]
+    kind = _kind(manifest)
+    promised = [(Path(c["file"]).name, c[kind.counted]) for c in manifest["splits"][split]["chunks"]]
     index = root / split / "index.json"
     if not promised and not index.is_file():
         return []
     if not index.is_file():
         raise UserError(f"{location}/{split} has no index.json: run `lit-llada prepare` to (re)make {location}")
     chunks = _json(index, f"{location}/{split}")["chunks"]
-    if [(c["filename"], c[noted]) for c in chunks] != promised:
+    if [(c["filename"], c[kind.noted]) for c in chunks] != promised:
         raise UserError(f"{location}/{split}/index.json and manifest.json list different chunks: prepare it again")
     return chunks
 
 
 def _fetch_small_files(url: str, into: Path) -> None:
-    for name in [*_SMALL_FILES, "train/index.json", "val/index.json"]:
-        _fetch(url, name, into, optional=name == "val/index.json")  # an empty split has none
-    if _kind(_json(into / "manifest.json", url)) != "text":
-        for split in ("train", "val"):
+    _fetch(url, "manifest.json", into)
+    manifest = _json(into / "manifest.json", url)
+    for name in _SMALL_FILES:
+        _fetch(url, name, into)
+    for split in manifest.get("splits", {}):
+        _fetch(url, f"{split}/index.json", into, optional=split != "train")  # an empty split has none
+        if KINDS.get(_kind_name(manifest), KINDS["text"]).has_records:
             _fetch(url, f"{split}/lengths.npy", into)
 
 

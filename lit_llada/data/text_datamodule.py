@@ -1,4 +1,4 @@
-"""Which text does a run train on? Packed rows out of prepared folders, as one LightningDataModule."""
+"""Makes batches of text: packed rows of prepared folders."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from lit_llada.data.base import PreparedDataModule
 from lit_llada.data.folder import DataFolder
+from lit_llada.data.kinds import KINDS
 from lit_llada.data.order import AnyOrder
 from lit_llada.data.streaming import TextBatches, TokenRows
 from lit_llada.errors import UserError
@@ -19,10 +20,11 @@ class DiffusionDataModule(PreparedDataModule):
             A folder may be a URL that LitData reads (s3://, gs://, azure://, r2://, hf://).
         length: Tokens in a row.
         batch_size: Rows in a batch of one rank.
-        val_rows: Validate on this many rows, spread evenly over the validation split (default: all).
+        val_rows: Validate on this many rows, spread evenly over the validation split (default: all). A test
+            always reads its whole split.
         num_workers: Reading processes; the batches are the same. Default: 2 where a GPU is to be fed, so that it never
             waits; else 0, the fastest for local folders.
-        seed: Of the order of the rows; None for the run's (``seed_everything``).
+        seed: Seed of the order of the rows; None for the run's (``seed_everything``).
         shuffle_window: Shuffle the chunks, then rows inside windows of so many chunks; 0: all rows at once.
             Default: 0 for local folders, 8 for remote ones, so that a row does not cost a download.
         cache_dir: Where LitData keeps fetched chunks.
@@ -50,10 +52,10 @@ class DiffusionDataModule(PreparedDataModule):
     numbers: ClassVar[dict[str, int]] = {"length": 1, **PreparedDataModule.numbers}
 
     def check(self, folder: DataFolder) -> None:
-        if folder.kind != "text":
+        if KINDS[folder.kind].datamodule != "DiffusionDataModule":
             raise UserError(
-                f"{folder.location} holds {folder.kind}, not text: train on it with AnswerDataModule, or give a folder"
-                " made by `lit-llada prepare text`"
+                f"{folder.location} holds {folder.kind}, not text: train on it with {KINDS[folder.kind].datamodule}, or"
+                " give a folder made by `lit-llada prepare text`"
             )
 
     def open_rows(self, folder: DataFolder, split: str) -> TokenRows:
@@ -62,7 +64,7 @@ class DiffusionDataModule(PreparedDataModule):
     def batches(self, split: str, order: AnyOrder) -> TextBatches:
         return TextBatches(self.rows[split], order, self.eos_id)
 
-    def meaning(self) -> dict[str, Any]:
+    def position_identity(self) -> dict[str, Any]:
         return {"length": self.length}
 
     # ---- what is in the data (after setup)
@@ -70,19 +72,25 @@ class DiffusionDataModule(PreparedDataModule):
     @property
     def bytes_per_token(self) -> float:
         """UTF-8 bytes of text per validation token: bits per byte = nats per token / bytes_per_token / ln 2."""
-        splits = [m["splits"]["val"] for m in self.manifests]
+        splits = self._evaluated
         return sum(s["bytes"] for s in splits) / sum(s["tokens"] for s in splits)
 
     @property
     def unigram_nll(self) -> float:
         """Nats per validation token of the training split's unigram model (several folders: weighted by tokens)."""
-        splits = [m["splits"]["val"] for m in self.manifests]
+        splits = self._evaluated
         return sum(s["unigram_nll"] * s["tokens"] for s in splits) / sum(s["tokens"] for s in splits)
 
     @property
-    def reference_levels(self) -> dict[str, float]:
+    def baseline_levels(self) -> dict[str, float]:
         """Bits per byte of models without a net on the validation text (several folders: weighted by bytes)."""
-        splits = [m["splits"]["val"] for m in self.manifests]
+        splits = self._evaluated
         total = sum(s["bytes"] for s in splits)
         names = splits[0].get("reference_bits_per_byte", {})  # folders of an earlier version have none
         return {n: sum(s["reference_bits_per_byte"][n] * s["bytes"] for s in splits) / total for n in names}
+
+    @property
+    def _evaluated(self) -> list[dict[str, Any]]:
+        """What the manifests say of the split that the figures are of: validation, or the test while there is one."""
+        split = "test" if self.trainer is not None and self.trainer.testing else "val"
+        return [manifest["splits"][split] for manifest in self.manifests]

@@ -1,9 +1,8 @@
-"""What the reference model says of every pair, computed once: then the policy is the only model in memory."""
+"""The sums of VRPO's reference for every pair, computed once: then the policy is the only net in memory."""
 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from lit_llada.data.batch import AnswerBatch
 from lit_llada.errors import UserError
+from lit_llada.files import replacing
 
 SPLITS = ("train", "val")
 
@@ -57,6 +57,11 @@ class CachedReference:
         Raises:
             UserError: it does not have all of them.
         """
+        if split not in self.tables:
+            raise UserError(
+                f"model.reference {self.path} holds no {split} records: give --model.reference null, so that the"
+                " reference itself is asked"
+            )
         rows = batch.rows.view(2, -1)[0].cpu()
         found = self.tables[split][rows]  # [P, n, 2]
         if found.isnan().any():
@@ -131,7 +136,7 @@ def identity(module: Any) -> dict[str, Any]:
 
 def write_reference(path: Path, tables: dict[str, Tensor], identity: dict[str, Any]) -> None:
     """Write the tables, and what they depend on."""
-    part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({split: table.contiguous() for split, table in tables.items()}, part, {"identity": json.dumps(identity)})
-    os.replace(part, path)
+    whole = {split: table.contiguous() for split, table in tables.items()}
+    with replacing(path) as part:
+        save_file(whole, part, {"identity": json.dumps(identity)})

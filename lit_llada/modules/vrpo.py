@@ -145,12 +145,16 @@ class VRPOModule(DiffusionModule):
         """Nothing: Lightning would do it between training_step, which makes most of the gradient, and the rest."""
 
     def validation_step(self, batch: AnswerBatch, batch_idx: int) -> StepOutput:
-        draws, reference = self.draw(batch, "val"), self._ask_reference(batch, "val")
+        return self._validate(batch, "val")
+
+    def test_step(self, batch: AnswerBatch, batch_idx: int) -> StepOutput:
+        return self._validate(batch, "test")
+
+    def _validate(self, batch: AnswerBatch, split: str) -> StepOutput:
+        draws, reference = self.draw(batch, split), self._ask_reference(batch, split)
         sums, found = self._ask(self.denoiser, batch, draws)
         totals = self.judge(draws, sums, reference, batch)
         return self.validated(_output(totals.pop("loss"), pairs_of(batch).sum(), batch, found), **totals)
-
-    test_step = validation_step
 
     def predict_step(self, batch: AnswerBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """What the reference, which the policy still is, says of a batch: ``[n, 2P]``."""

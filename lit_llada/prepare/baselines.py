@@ -1,4 +1,4 @@
-"""What do models without a net score on this text? Levels in bits per byte to read a validation bound against."""
+"""Baselines without a net: levels in bits per byte to read a bound on held-out text against."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ORDER = 5
 TRAIN_BYTES, VAL_BYTES = 3_000_000, 200_000  # enough for levels, seconds to compute
 
 
-def reference_levels(train: bytes, val: bytes) -> dict[str, float]:
+def baseline_levels(train: bytes, val: bytes) -> dict[str, float]:
     """Bits per byte of ``val``: byte frequencies, an interpolated byte 5-gram (Witten-Bell), and ``xz -9`` on both.
 
     The two models are fitted to the end of ``train`` and tested on the beginning of ``val``. A diffusion model's number

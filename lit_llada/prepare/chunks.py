@@ -31,13 +31,13 @@ bar = functools.partial(track, console=console, transient=True, auto_refresh=Fal
 
 
 def write_chunks(
-    folder: Path, shards: list[str], model: Tokenizer, dtype: str, workers: int, chunk_mb: float
+    folder: Path, shards: list[str], tokenizer: Tokenizer, dtype: str, workers: int, chunk_mb: float
 ) -> list[dict[str, Any]]:
     """Tokenize documents into `folder`, the same for any number of workers; what the manifest says of each chunk."""
     from litdata.streaming import TokensLoader
 
     size = max(1, int(chunk_mb * 1e6) // np.dtype(dtype).itemsize)
-    ids = in_order(shards, functools.partial(encode_shard, model=model, dtype=dtype), workers)
+    ids = in_order(shards, functools.partial(encode_shard, tokenizer=tokenizer, dtype=dtype), workers)
     progress = bar(ids, f"tokenizing {folder.name}", len(shards))
     pieces = (torch.from_numpy(chunk) for chunk in _cut(progress, size))
     return write_items(folder, pieces, "tokens", chunk_size=size, item_loader=TokensLoader())
@@ -103,9 +103,9 @@ def _cut(pieces: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
     yield np.concatenate(waiting)
 
 
-def encode_shard(shard: str, model: Tokenizer, dtype: str) -> np.ndarray:
+def encode_shard(shard: str, tokenizer: Tokenizer, dtype: str) -> np.ndarray:
     """The ids of every document of a shard, each followed by EOS."""
-    return np.concatenate([np.array([*ids, model.eos_id], dtype) for ids in model.encode_batch(items(shard))])
+    return np.concatenate([np.array([*ids, tokenizer.eos_id], dtype) for ids in tokenizer.encode_batch(items(shard))])
 
 
 def token_counts(folder: Path, dtype: str, vocab_size: int) -> np.ndarray:

@@ -1,20 +1,19 @@
-"""What is the same for every prepared folder? How it appears, what its manifest says, when it is up to date."""
+"""Writes what every prepared folder has: the manifest, and the folder at once; tells whether one is up to date."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import platform
-import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from lit_llada.data.folder import FORMAT, DataFolder
 from lit_llada.errors import UserError
-from lit_llada.files import text_hash
+from lit_llada.files import replacing_folder
+from lit_llada.prepare.splits import Split
 from lit_llada.text.tokenizer import Tokenizer
 from lit_llada.version import __version__
 
@@ -23,31 +22,26 @@ SHARD = 1 << 20  # bytes of text that a worker takes at a time
 
 @contextlib.contextmanager
 def in_place_when_done(target: Path) -> Iterator[Path]:
-    """A folder beside `target` to fill, which takes its place at the end; what a killed run left there is removed."""
-    part, old = (target.with_name(target.name + suffix) for suffix in (".part", ".old"))
+    """A folder beside `target` to fill, which takes its place at the end; see :func:`replacing_folder`.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     try:
-        for left in (part, old):
-            shutil.rmtree(left, ignore_errors=True)
-        part.mkdir(parents=True)
-        yield part
-        if target.exists():
-            os.replace(target, old)
-        os.replace(part, target)
+        with replacing_folder(target) as part:
+            yield part
     except OSError as error:  # a full disk, a folder that one may not write to
         raise UserError(f"{error.filename or target}: {error.strerror or error}") from error
-    finally:
-        for left in (part, old):
-            shutil.rmtree(left, ignore_errors=True)
 
 
 def write_manifest(
     part: Path,
     kind: str,
-    model: Tokenizer,
-    tokenizer: str,
+    tokenizer: Tokenizer,
+    tokenizer_name: str,
     sources: list[dict[str, Any]],
     options: dict[str, Any],
-    splits: dict[str, dict[str, Any]],
+    splits: Mapping[Split, dict[str, Any]],
     **more: Any,
 ) -> None:
     """Write `part`/manifest.json, which says all that the folder was made of."""
@@ -55,13 +49,13 @@ def write_manifest(
         "format": FORMAT,
         "kind": kind,
         "tokenizer": {
-            "kind": tokenizer.partition(":")[0] if tokenizer.startswith(("byte", "bpe:")) else "file",
-            "digest": model.digest,
-            "vocab_size": model.vocab_size,
-            "mask_id": model.mask_id,
-            "eos_id": model.eos_id,
+            "kind": tokenizer_name.partition(":")[0] if tokenizer_name.startswith(("byte", "bpe:")) else "file",
+            "digest": tokenizer.digest,
+            "vocab_size": tokenizer.vocab_size,
+            "mask_id": tokenizer.mask_id,
+            "eos_id": tokenizer.eos_id,
         },
-        "dtype": item_type(model),
+        "dtype": item_type(tokenizer),
         "inputs": sources,
         "options": options,
         "versions": {
@@ -75,9 +69,9 @@ def write_manifest(
     (part / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
 
 
-def item_type(model: Tokenizer) -> str:
+def item_type(tokenizer: Tokenizer) -> str:
     """The integers that hold an id on disk."""
-    return "uint16" if model.vocab_size <= 1 << 16 else "int32"
+    return "uint16" if tokenizer.vocab_size <= 1 << 16 else "int32"
 
 
 def tokenizer_key(name: str) -> str:
@@ -109,36 +103,12 @@ def up_to_date(
         raise UserError(f"{error} (with --overwrite true)") from None
     if folder.kind != kind:
         raise UserError(f"{target} holds {folder.kind}, not {kind}; give another --out, or --overwrite true")
-    differs = [key for key in options if folder.manifest["options"].get(key) != options[key]]
+    # A manifest names the test only where there is one, so a folder that has one may say more than is asked.
+    keys = dict.fromkeys([*options, "test_fraction"])
+    differs = [key for key in keys if folder.manifest["options"].get(key) != options.get(key)]
     made, asked = ([(s["sha256"], s.get("field")) for s in entries] for entries in (folder.manifest["inputs"], sources))
     if made != asked:
         differs.append("field" if [sha for sha, _ in made] == [sha for sha, _ in asked] else "inputs")
     if differs:
         raise UserError(f"{target} was made with other {', '.join(differs)}; give another --out, or --overwrite true")
     return True
-
-
-def check_share(val_fraction: float) -> None:
-    """UserError if it is no share."""
-    if not 0 < val_fraction < 1:
-        raise UserError(f"val_fraction is {val_fraction}; it must lie between 0 and 1")
-
-
-def held_out_below(texts: Iterable[str], share: float, what: str = "document") -> int | None:
-    """The hash below which a text is held out, so that both splits get one; None if there is a single text.
-
-    Stops reading as soon as both splits have a text, which in a large corpus is soon.
-
-    Raises:
-        UserError: there is none at all.
-    """
-    bound, hashes = int(share * 2**64), set()
-    for text in texts:
-        hashes.add(text_hash(text))
-        if min(hashes) < bound <= max(hashes):
-            return bound
-    if not hashes:
-        raise UserError(f"the inputs hold no {what}")
-    if len(hashes) == 1:
-        return None
-    return min(hashes) + 1 if min(hashes) >= bound else max(hashes)

@@ -1,4 +1,4 @@
-"""What does this model get wrong? Answers drawn from it, judged by the right ones, become preference pairs.
+"""Makes preference pairs of a model's own mistakes: answers drawn from it, judged by the right ones.
 
 The chosen answer is the record's, the rejected one is a wrong answer that the model itself has given.
 """
@@ -21,8 +21,9 @@ from lit_llada.evaluation.exact_match import Question, Reply, canvas_length, loa
 from lit_llada.evaluation.wrong_answers import Found, asker, find_wrong
 from lit_llada.files import file_digest
 from lit_llada.prepare.chunks import console
-from lit_llada.prepare.conversations import Embedded, Model, prepare_records
-from lit_llada.prepare.record_sources import Row
+from lit_llada.prepare.conversations import Generated, RecordOptions, prepare_records
+from lit_llada.prepare.record_sources import SourceRecord
+from lit_llada.prepare.splits import Fractions, Split
 from lit_llada.sampling.plan import Plan
 from lit_llada.text.specials import Specials
 from lit_llada.text.tokenizer import Tokenizer
@@ -54,7 +55,7 @@ def prepare_own_mistakes(
     Args:
         checkpoint: the model: a run's .ckpt, a folder, or org/name on the hub.
         data: the folder of `prepare chat` whose questions are asked; training and validation pairs come of its own
-            training and validation questions.
+            training and validation questions. Those of its test split, if it has one, are left alone.
         out: the folder to make; it appears when everything in it is done.
         size: training pairs at most, as many of each task as far as its wrong answers go; validation pairs in
             proportion.
@@ -84,13 +85,14 @@ def prepare_own_mistakes(
             raise UserError(f"prepare preference: {name} is {value}; it must be at least 1")
     device = pick_device(device)
     folder = DataFolder.open(data)
-    asked = {split: questions_of([folder], split) for split in ("train", "val")}
+    splits: tuple[Split, ...] = ("train", "val")
+    asked = {split: questions_of([folder], split) for split in splits}
     net = load_answerer(checkpoint, folder.tokenizer, data, ema, device)
     canvas = new_tokens or canvas_length([q for known, _ in asked.values() for q in known], plan.block_length)
     digest = weight_digest(net)
     facts: dict[str, Any] = {"checkpoint": {"path": str(checkpoint), "digest": digest}, "drawn": {}}
 
-    def rows(share: float, **_: Any) -> Iterator[Row]:
+    def records(fractions: Fractions, **_: Any) -> Iterator[SourceRecord]:
         for split, (known, template) in asked.items():
             specials = Specials.of(folder.tokenizer, net.config.vocabulary, template)
 
@@ -106,7 +108,7 @@ def prepare_own_mistakes(
             facts["drawn"][split] = found.counts
             if not found.pairs:
                 raise UserError(_nothing(checkpoint, f"{data}/{split}", found))
-            yield from _pairs(found, read_records(data, split), known, held_out=split == "val")
+            yield from _pairs(found, read_records(data, split), known, split)
 
     def source() -> Iterator[tuple[str, str]]:
         yield "checkpoint", digest
@@ -122,9 +124,10 @@ def prepare_own_mistakes(
         "mixed": mixed,
     }
     options = {**drawing, "seed": seed, "plan": _changed(plan)}
-    embedded = Embedded(f"answers of {checkpoint} to {data}", source, options, rows, facts)
-    model = Model(data, "auto", given["max_length"], "drop")
-    return prepare_records("preference", [], out, embedded, model, given["val_fraction"], workers, chunk_mb, overwrite)
+    generated = Generated(f"answers of {checkpoint} to {data}", source, options, records, facts)
+    how = RecordOptions(data, "auto", given["max_length"], "drop")
+    fractions = Fractions(given["val_fraction"])
+    return prepare_records("preference", [], out, generated, how, fractions, workers, chunk_mb, overwrite)
 
 
 def usable_in(tokenizer: Tokenizer, unended: bool) -> Callable[[Reply], bool]:
@@ -137,11 +140,11 @@ def usable_in(tokenizer: Tokenizer, unended: bool) -> Callable[[Reply], bool]:
     return usable
 
 
-def _pairs(found: Found, records: Sequence[Record], known: Sequence[Question], held_out: bool) -> Iterator[Row]:
+def _pairs(found: Found, records: Sequence[Record], known: Sequence[Question], split: Split) -> Iterator[SourceRecord]:
     for number, rejected in found.pairs:
         record = records[number]
         sides = [[*record.messages, {"role": "assistant", "content": text}] for text in (record.answer, rejected)]
-        yield Row(0, known[number].task, sides, record.task, held_out)
+        yield SourceRecord(0, known[number].task, sides, record.task, split)
 
 
 def _changed(plan: Plan) -> dict[str, Any]:

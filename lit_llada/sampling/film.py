@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_llada.errors import UserError
+from lit_llada.files import replacing
 from lit_llada.sampling.frames import (
     CONFIDENCE_STOPS,
     KIND_OF_REASON,
@@ -65,17 +66,14 @@ def write_film(path: str | Path, traces: Mapping[str, Trace], piece: TokenText, 
     check_name(path)
     if not traces:
         raise UserError(f"film {path}: there is no trace to show; sample something first")
-    unfinished = path.with_name(f".{path.name}.part")
     try:
-        if path.suffix == ".html":
-            unfinished.write_text(page(traces, piece, title), encoding="utf-8")
-        else:
-            _save_gif(unfinished, [image for name in traces for image in pictures(traces[name], piece, name or title)])
-        unfinished.replace(path)
+        with replacing(path) as part:
+            if path.suffix == ".html":
+                part.write_text(page(traces, piece, title), encoding="utf-8")
+            else:
+                _save_gif(part, [image for name in traces for image in pictures(traces[name], piece, name or title)])
     except OSError as error:
         raise UserError(f"film {path} cannot be written: {error.strerror or error}") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def page(traces: Mapping[str, Trace], piece: TokenText, title: str) -> str:

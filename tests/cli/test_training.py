@@ -143,8 +143,12 @@ def test_ckpt_path(fit: Run, tmp_path: Path) -> None:
     assert fit(verb="validate")[0] == 2
     assert fit("--ckpt_path", "none", verb="validate")[0] == 0  # untrained weights, when asked for
     fit()
-    for verb, stage in (("validate", "val"), ("test", "test")):
-        status, out, _ = fit(verb=verb)
+    for i in range(40):
+        (tmp_path / f"{i}.txt").write_text(f"text number {i}\n" * 9)
+    words = ["--out", "tested", "--val_fraction", "0.3", "--test_fraction", "0.3", "--workers", "1"]
+    assert main(["prepare", "text", *map(str, tmp_path.glob("*.txt")), *words]) == 0
+    for verb, stage, words in (("validate", "val", []), ("test", "test", ["--data.path", "tested"])):
+        status, out, _ = fit(*words, "--run_dir", "runs/tiny", verb=verb)
         assert status == 0
         assert f"{stage}/bits_per_byte" in out
     assert "ckpt_path is none, but runs/tiny/checkpoints holds step=0000004.ckpt" in error_line(
@@ -154,6 +158,13 @@ def test_ckpt_path(fit: Run, tmp_path: Path) -> None:
     status, out, _ = fit("--ckpt_path", "runs/tiny/checkpoints/step=0000002.ckpt", "--run_dir", "runs/branch")
     assert status == 0
     assert steps(tmp_path / "runs" / "branch") == ["step=0000004.ckpt"]
+
+
+def test_a_test_without_a_test_split_is_one_line(fit: Run, prepared: Path) -> None:
+    status, _, err = fit("--ckpt_path", "none", verb="test")
+    assert status == 2
+    made = "make a folder that has one with `lit-llada prepare text ... --test_fraction 0.05`"
+    assert error_line(err) == f"error: {prepared} has no test split: {made}"
 
 
 def test_another_architecture_is_refused_by_field(fit: Run) -> None:

@@ -22,6 +22,7 @@ from lit_llada.data.text_datamodule import DiffusionDataModule
 from lit_llada.errors import UserError
 from lit_llada.prepare.conversations import prepare_chat
 from lit_llada.text.tokenizer import Tokenizer
+from tests.shared.answers import dialogue, write_rows
 
 
 def data(path: Any, **options: Any) -> AnswerDataModule:
@@ -106,6 +107,38 @@ def test_validation_reads_each_record_once_in_order(chat_folder: Path, pair_fold
         assert all((batch.lengths > 0).all() for batch in batches)
         again = list(ready(folder, seed=1).val_dataloader())
         assert all(torch.equal(a, b) for x, y in zip(batches, again, strict=True) for a, b in zip(x, y, strict=True))
+
+
+@pytest.fixture(scope="module")
+def tested(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of chat with a test split."""
+    root = tmp_path_factory.mktemp("tested")
+    rows = write_rows(root / "rows.jsonl", [{"messages": dialogue(n)} for n in range(60)])
+    return prepare_chat([rows], str(root / "data"), val_fraction=0.2, test_fraction=0.2, workers=1)
+
+
+def test_a_test_reads_each_record_of_its_split_once_in_order(tested: Path) -> None:
+    records = read_records(str(tested), "test")
+    batches = list(ready(tested, val_rows=1, turns="all", eos="one").test_dataloader())
+    assert [int(row) for batch in batches for row in batch.rows] == list(range(len(records)))
+    for answer, record in zip((text for batch in batches for text in answers(batch)), records, strict=True):
+        assert answer.endswith(f"{record.answer}|")
+
+
+def test_ranks_share_the_test_records_in_equal_batches(tested: Path) -> None:
+    module, found = ready(tested), []
+    for rank in (0, 1, 2):
+        module._share = lambda rank=rank: (rank, 3)  # type: ignore[method-assign,misc]
+        found.append(list(module.test_dataloader()))
+    sizes = [[len(batch.keys) for batch in share] for share in found]
+    assert sizes[0] == sizes[1] == sizes[2]
+    real = [int(k) for share in found for batch in share for k in batch.keys[batch.lengths > 0]]
+    assert sorted(real) == list(range(len(read_records(str(tested), "test"))))
+
+
+def test_a_folder_of_chat_without_a_test_split_is_refused(chat_folder: Path) -> None:
+    with pytest.raises(UserError, match=r"no test split: .* `lit-llada prepare chat \.\.\. --test_fraction 0\.05`"):
+        data(chat_folder).setup("test")
 
 
 def test_a_rank_without_a_record_left_has_one_without_an_answer(chat_folder: Path) -> None:

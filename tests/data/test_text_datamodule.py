@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -33,17 +34,24 @@ def documents(numbers: Iterable[int]) -> Iterator[torch.Tensor]:
         yield torch.tensor([*text.encode(), 256], dtype=torch.int32).to(torch.uint16)
 
 
-def make(root: Path, name: str, first: int = 0, count: int = 40, val_count: int = 8, tokenizer: Any = None) -> str:
+def make(
+    root: Path, name: str, first: int = 0, count: int = 40, val_count: int = 8, tokenizer: Any = None, test: int = 0
+) -> str:
     """A prepared folder of `count` short documents, in chunks of about 600 tokens."""
     folder, splits = root / name, {}
     tokenizer = tokenizer or Tokenizer.byte()
-    for split, numbers in {"train": (first, count), "val": (first + count, val_count)}.items():
+    numbered = {"train": (first, count), "val": (first + count, val_count), "test": (first + count + val_count, test)}
+    if not test:
+        del numbered["test"]
+    for split, numbers in numbered.items():
         (folder / split).mkdir(parents=True)
         pieces = documents(range(numbers[0], sum(numbers)))
         entries = write_items(folder / split, pieces, "tokens", chunk_size=600, item_loader=TokensLoader())
         tokens = sum(c["tokens"] for c in entries)
         splits[split] = {"tokens": tokens, "documents": numbers[1], "bytes": tokens - numbers[1], "chunks": entries}
     splits["val"]["unigram_nll"] = 3.0
+    if test:
+        splits["test"]["unigram_nll"] = 2.0
     tokenizer.save(folder / "tokenizer")
     ids = {"vocab_size": tokenizer.vocab_size, "mask_id": tokenizer.mask_id, "eos_id": tokenizer.eos_id}
     manifest = {"format": 1, "tokenizer": {"digest": tokenizer.digest, "kind": "byte", **ids}, "dtype": "uint16"}
@@ -116,6 +124,76 @@ def test_validation_rows_and_their_limit(folders: list[str]) -> None:
     batches = list(limited.val_dataloader())
     assert [len(b.keys) for b in batches] == [4, 2]
     assert torch.cat([b.keys for b in batches]).tolist() == [i * total // 6 for i in range(6)]
+
+
+def rows_of(split: str, module: DiffusionDataModule) -> int:
+    return sum(len(rows) for rows in module.rows[split])
+
+
+def test_a_test_reads_all_rows_of_its_own_split(tmp_path: Path) -> None:
+    folders = [make(tmp_path, "a", test=9), make(tmp_path, "b", first=100, count=20, test=5)]
+    module = ready(folders, val_rows=2)
+    batches = list(module.test_dataloader())
+    assert torch.cat([batch.keys for batch in batches]).tolist() == list(range(rows_of("test", module)))
+    texts = [bytes(t for t in row if t < 256) for batch in batches for row in batch.tokens.tolist()]
+    for first, count in ((48, 9), (128, 5)):  # behind the documents of training and validation
+        whole = bytes(t for t in torch.cat(list(documents(range(first, first + count)))).tolist() if t < 256)
+        found = [text for text in texts if text in whole]
+        assert len(found) >= len(whole) // LENGTH - count
+        texts = [text for text in texts if text not in whole]
+    assert texts == []
+    assert ready(folders).identity == module.identity  # the test is no part of what a run depends on
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_share_the_test_rows_in_equal_batches(tmp_path: Path, world: int) -> None:
+    module = ready(make(tmp_path, "a", test=7))
+    found = []
+    for rank in range(world):
+        module._share = lambda rank=rank: (rank, world)  # type: ignore[method-assign,misc]
+        found.append(list(module.test_dataloader()))
+    sizes = [[len(batch.keys) for batch in share] for share in found]
+    assert all(share == sizes[0] for share in sizes)
+    total = rows_of("test", module)
+    assert total % world or total % (4 * world)
+    real = [int(k) for share in found for b in share for k, m in zip(b.keys, b.maskable, strict=True) if m.any()]
+    assert sorted(real) == list(range(total))
+
+
+def test_a_remote_test_split_gives_the_same_rows(tmp_path: Path) -> None:
+    folder = make(tmp_path, "a", test=7)
+    local, remote = ready(folder), ready(f"local:{folder}", cache_dir=str(tmp_path / "cache"))
+    assert remote.folders[0].splits == ("train", "val", "test")
+    for mine, theirs in zip(local.test_dataloader(), remote.test_dataloader(), strict=True):
+        assert torch.equal(mine.tokens, theirs.tokens)
+    remote.teardown()
+
+
+def test_without_a_test_split_a_test_is_refused_and_says_how_to_make_one(folders: list[str], tmp_path: Path) -> None:
+    message = r"a has no test split: .* `lit-llada prepare text \.\.\. --test_fraction 0\.05`"
+    with pytest.raises(UserError, match=message):
+        ready(folders[0]).test_dataloader()
+    with pytest.raises(UserError, match=message):
+        data([make(tmp_path, "with", test=5), folders[0]]).setup("test")
+
+
+def test_a_test_split_that_is_too_short_stops_no_training(tmp_path: Path) -> None:
+    module = ready(make(tmp_path, "a", test=1), length=200)
+    with pytest.raises(UserError, match="longer than every test chunk"):
+        module.test_dataloader()
+
+
+def test_figures_of_a_test_are_those_of_its_text(tmp_path: Path) -> None:
+    module = ready(make(tmp_path, "a", test=9))
+    splits, found = module.manifest["splits"], {}
+    for testing in (False, True):
+        module.trainer = SimpleNamespace(testing=testing)  # type: ignore[assignment]
+        found[testing] = (module.bytes_per_token, module.unigram_nll)
+    assert found == {
+        testing: (splits[split]["bytes"] / splits[split]["tokens"], nll)
+        for testing, split, nll in ((False, "val", 3.0), (True, "test", 2.0))
+    }
+    assert found[False][0] != found[True][0]
 
 
 def test_a_remote_folder_gives_the_same_rows(folders: list[str], tmp_path: Path) -> None:
@@ -321,6 +399,8 @@ def test_an_index_or_manifest_that_does_not_fit(folder: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 2}))
     refused("manifest of format 2, not 1", str(folder))
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "kind": "sound"}))
+    refused("holds sound; known are text, chat, preference: prepare it again", str(folder))
     manifest["tokenizer"]["digest"] = "other"
     (folder / "manifest.json").write_text(json.dumps(manifest))
     refused("is not the tokenizer of its manifest", str(folder))

@@ -17,6 +17,7 @@ from lit_llada.modules.pretraining import PretrainingModule
 from lit_llada.modules.sft import SFTModule
 from lit_llada.modules.vrpo import VRPOModule
 from lit_llada.objectives.preference import Estimator
+from lit_llada.prepare.conversations import prepare_preference
 from lit_llada.training.lora import LoRA
 from tests.modules.conftest import SPARSE, Curve, data_of, module_of, trainer_of, write_rows
 
@@ -48,6 +49,19 @@ def test_a_run_on_the_kept_reference_is_the_run_with_the_live_one_bit_for_bit(
     assert live.values == kept.values
     assert trainer.callback_metrics == cached.callback_metrics
     assert {name for name in trainer.callback_metrics if name.startswith("val/")} >= {"val/loss", "val/accuracy"}
+
+
+def test_a_test_asks_the_reference_itself(tmp_path: Path, pairs: Path, starts: dict[str, Path]) -> None:
+    rows = [{"prompt": f"{i}?", "chosen": f"{i} is {i % 7}", "rejected": "no" * (1 + i % 3)} for i in range(60)]
+    file = write_rows(tmp_path / "rows.jsonl", rows)
+    folder = prepare_preference([file], str(tmp_path / "data"), val_fraction=0.2, test_fraction=0.2, workers=1)
+    live = trainer_of(tmp_path)
+    live.test(module_of(starts["dense"], noise="record"), datamodule=data_of(folder), verbose=False)
+    assert float(live.callback_metrics["test/score"]) == 0  # the policy still is the reference
+    module = module_of(starts["dense"], reference=write(tmp_path, starts["dense"], folder))
+    trainer_of(tmp_path).validate(module, datamodule=data_of(folder), verbose=False)
+    with pytest.raises(UserError, match=r"holds no test records: give --model\.reference null"):
+        trainer_of(tmp_path).test(module, datamodule=data_of(folder), verbose=False)
 
 
 def test_every_pair_is_in_the_file_also_of_a_mixture(tmp_path: Path, pairs: Path, starts: dict[str, Path]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_llada.prepare.baselines import _witten_bell, reference_levels
+from lit_llada.prepare.baselines import _witten_bell, baseline_levels
 
 
 def by_loops(train: bytes, val: bytes, order: int) -> float:
@@ -45,11 +45,11 @@ def test_it_is_a_distribution(text: str) -> None:
 
 def test_levels_of_a_text_that_repeats_itself() -> None:
     train, val = b"the quick brown fox. " * 200, b"the quick brown fox. " * 20
-    levels = reference_levels(train, val)
+    levels = baseline_levels(train, val)
     assert levels["ngram_5"] < 0.2 < 3 < levels["order_0"] < 5
     text = train + val
     assert levels["xz"] == 8 * len(lzma.compress(text, preset=9)) / len(text)
 
 
 def test_a_few_bytes_are_enough() -> None:
-    assert all(math.isfinite(level) for level in reference_levels(b"ab", b"a").values())
+    assert all(math.isfinite(level) for level in baseline_levels(b"ab", b"a").values())

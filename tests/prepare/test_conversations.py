@@ -99,6 +99,39 @@ def test_one_prompt_is_on_one_side(tmp_path: Path) -> None:
     assert train and val and not train & val and len(train | val) == 30
 
 
+def test_one_prompt_is_in_one_of_three_splits(tmp_path: Path) -> None:
+    rows = [row | {"answer": f"{row['answer']} {n}"} for n in range(3) for row in ROWS]
+    file = write(tmp_path / "a.jsonl", rows)
+    out = prepare_chat([file], str(tmp_path / "out"), val_fraction=0.3, test_fraction=0.3)
+    check_prepared(str(out))
+    prompts = {
+        split: {record.prompt for record in read_records(str(out), split)} for split in DataFolder.open(str(out)).splits
+    }
+    assert list(prompts) == ["train", "val", "test"] and sum(map(len, prompts.values())) == 30
+    assert set().union(*prompts.values()) == {row["prompt"] for row in ROWS}
+    assert sum(len(contents(out, split)) for split in prompts) == 90
+    assert manifest(out)["options"]["test_fraction"] == 0.3
+    with pytest.raises(UserError, match="made with other test_fraction;"):
+        prepare_chat([file], str(out), val_fraction=0.3)
+
+
+def test_without_a_test_split_the_manifest_says_nothing_of_one(tmp_path: Path) -> None:
+    out = prepare_chat([write(tmp_path / "a.jsonl", ROWS)], str(tmp_path / "out"))
+    assert list(manifest(out)["splits"]) == ["train", "val"] and "test_fraction" not in manifest(out)["options"]
+    with pytest.raises(UserError, match="has no test split: there is train, val"):
+        read_records(str(out), "test")
+
+
+def test_pairs_with_a_test_split(tmp_path: Path) -> None:
+    rows = [{"prompt": f"p{n}", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(30)]
+    file = write(tmp_path / "a.jsonl", rows)
+    out = prepare_preference([file], str(tmp_path / "out"), val_fraction=0.3, test_fraction=0.3)
+    check_prepared(str(out))
+    assert sum(len(contents(out, split)) for split in ("train", "val", "test")) == 30
+    with pytest.raises(UserError, match="too few for training, validation and test"):
+        prepare_preference([write(tmp_path / "b.jsonl", rows[:2])], str(tmp_path / "few"), test_fraction=0.3)
+
+
 def test_the_same_rows_give_the_same_bytes_whatever_the_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,6 +211,7 @@ def bad(message: str, *rows: Any, kind: Any = prepare_chat, **options: Any) -> A
     bad("all records of the inputs have one prompt", {"prompt": "x", "answer": "y"}),
     bad("the inputs hold no record"),
     bad("val_fraction is 0", *ROWS, val_fraction=0.0),
+    bad("test_fraction is 0.9; it must be 0 or more, and less than 1 together", *ROWS, test_fraction=0.9),
     bad("tokenizer bpe:300: answers are read in the model's own vocabulary", *ROWS, tokenizer="bpe:300"),
     bad("tokenizer gone: no such file", *ROWS, tokenizer="gone"),
     bad("template gone: no such file", *ROWS, template="gone"),
@@ -261,12 +295,17 @@ def test_the_embedded_conversations(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_embedded_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    twins = [(f"Do {n}.", f"def f():\n    return {n}", f"def f(:\n    return {n}", n % 5 == 0) for n in range(20)]
+    twins = [
+        (f"Do {n}.", f"def f():\n    return {n}", f"def f(:\n    return {n}", "train" if n % 5 else "val")
+        for n in range(20)
+    ]
     monkeypatch.setattr(record_sources, "twin_records", lambda *_: iter(twins))
     out = prepare_preference(out=str(tmp_path / "out"))
     check_prepared(str(out))
     assert {split: said["records"] for split, said in manifest(out)["splits"].items()} == {"train": 16, "val": 4}
-    assert [record.answer for record in read_records(str(out), "val")] == [c for _, c, _, held in twins if held]
+    assert [record.answer for record in read_records(str(out), "val")] == [
+        c for _, c, _, split in twins if split == "val"
+    ]
 
 
 def test_records_of_text_are_refused(prepared: Path) -> None:

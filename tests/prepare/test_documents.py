@@ -134,6 +134,70 @@ def test_a_single_document_gives_its_end_to_validation(tmp_path: Path) -> None:
     assert train + val == text and val.startswith("line 9")
 
 
+def test_a_test_split_is_a_third_one_with_levels_of_its_own(source: Path, tmp_path: Path) -> None:
+    out = prepare_text([str(source)], str(tmp_path / "out"), val_fraction=0.3, test_fraction=0.3)
+    check_prepared(str(out))
+    splits, found = manifest(out)["splits"], {}
+    for split in ("train", "val", "test"):
+        text = Tokenizer.byte().decode(tokens_of(out, split).tolist(), eos="|")
+        found[split] = set(text.strip("|").split("|"))
+        assert len(found[split]) == splits[split]["documents"] > 1
+    assert sorted(text for texts in found.values() for text in texts) == sorted(TEXTS)
+    counts = {split: np.bincount(tokens_of(out, split), minlength=258) for split in found}
+    frequencies = (counts["train"] + 1) / (counts["train"] + 1).sum()
+    for split in ("val", "test"):
+        expected = -(counts[split] * np.log(frequencies)).sum() / counts[split].sum()
+        assert splits[split]["unigram_nll"] == pytest.approx(expected, rel=1e-12)
+    assert splits["test"]["reference_bits_per_byte"] != splits["val"]["reference_bits_per_byte"]
+    before = prepare_text([str(source)], str(tmp_path / "before"), val_fraction=0.3)
+    was_val = Tokenizer.byte().decode(tokens_of(before, "val").tolist(), eos="|")
+    assert found["test"] == set(was_val.strip("|").split("|"))  # equal shares: what was validated on is the test
+
+
+def test_without_a_test_split_the_manifest_says_nothing_of_one(source: Path, tmp_path: Path) -> None:
+    out = prepare_text([str(source)], str(tmp_path / "out"))
+    assert list(manifest(out)["splits"]) == ["train", "val"]
+    assert list(manifest(out)["options"]) == ["tokenizer", "val_fraction", "chunk_mb"]
+    assert "test" not in {path.name for path in out.iterdir()}
+
+
+def test_a_folder_with_another_test_split_is_not_up_to_date(source: Path, tmp_path: Path) -> None:
+    out = str(prepare_text([str(source)], str(tmp_path / "out"), test_fraction=0.1))
+    before = Path(out, "manifest.json").stat().st_mtime_ns
+    prepare_text([str(source)], out, test_fraction=0.1)
+    assert Path(out, "manifest.json").stat().st_mtime_ns == before
+    for fraction in (0.2, 0.0):
+        with pytest.raises(UserError, match="made with other test_fraction;"):
+            prepare_text([str(source)], out, test_fraction=fraction)
+    prepare_text([str(source)], out, overwrite=True)
+    assert not (tmp_path / "out" / "test").exists()
+    with pytest.raises(UserError, match="made with other test_fraction;"):
+        prepare_text([str(source)], out, test_fraction=0.1)
+
+
+def test_a_single_document_gives_its_end_to_the_test_and_what_is_before_to_validation(tmp_path: Path) -> None:
+    text = "".join(f"line {i}\n" for i in range(100))
+    (tmp_path / "book.txt").write_text(text)
+    out = prepare_text([str(tmp_path / "book.txt")], str(tmp_path / "out"), val_fraction=0.1, test_fraction=0.1)
+    train, val, test = (Tokenizer.byte().decode(tokens_of(out, split)) for split in ("train", "val", "test"))
+    assert train + val + test == text and val.startswith("line 8") and test.startswith("line 9")
+    for length, said in ((3, None), (2, "hold 2 characters"), (1, "hold one character")):
+        (tmp_path / "book.txt").write_text("abc"[:length])
+        if said is None:
+            prepare_text([str(tmp_path / "book.txt")], str(tmp_path / f"{length}"), test_fraction=0.1)
+            continue
+        with pytest.raises(UserError, match=said):
+            prepare_text([str(tmp_path / "book.txt")], str(tmp_path / f"{length}"), test_fraction=0.1)
+
+
+def test_check_looks_into_the_test_split(source: Path, tmp_path: Path) -> None:
+    out = prepare_text([str(source)], str(tmp_path / "out"), val_fraction=0.3, test_fraction=0.3)
+    chunk = next((out / "test").glob("*.bin"))
+    chunk.write_bytes(chunk.read_bytes()[:-1] + b"?")
+    with pytest.raises(UserError, match=r"chunk .*test.*\.bin is corrupt"):
+        check_prepared(str(out))
+
+
 @pytest.mark.parametrize("val_fraction", [0.0001, 0.9999])
 def test_a_few_documents_fill_both_splits(tmp_path: Path, val_fraction: float) -> None:
     folder = tmp_path / "in"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,20 @@ def test_another_checkpoint_makes_another_folder(taught: Any, untaught: str, tmp
     prepare_own_mistakes(taught.checkpoint, taught.data, out, **OPTIONS)
     with pytest.raises(UserError, match="made with other inputs;"):
         prepare_own_mistakes(untaught, taught.data, out, **OPTIONS)
+
+
+def test_the_questions_of_a_test_split_are_not_asked(taught: Any, tmp_path: Path) -> None:
+    with_test = shutil.copytree(taught.data, tmp_path / "data")
+    manifest = json.loads((with_test / "manifest.json").read_text())
+    manifest["splits"]["test"] = manifest["splits"]["val"]
+    manifest["options"]["test_fraction"] = 0.1
+    (with_test / "manifest.json").write_text(json.dumps(manifest))
+    shutil.copytree(with_test / "val", with_test / "test")
+    assert DataFolder.open(str(with_test)).splits == ("train", "val", "test")
+    with_out = prepare_own_mistakes(taught.checkpoint, str(with_test), str(tmp_path / "one"), **OPTIONS)
+    without = prepare_own_mistakes(taught.checkpoint, taught.data, str(tmp_path / "two"), **OPTIONS)
+    one, two = (DataFolder.open(str(folder)) for folder in (with_out, without))
+    assert one.splits == ("train", "val") and one.digest == two.digest
 
 
 def test_what_can_stand_in_a_record() -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from lit_llada.checkpoint.published.model_card import model_card
 from lit_llada.checkpoint.published.read import INDEX, SINGLE
 from lit_llada.checkpoint.source import read_json
 from lit_llada.errors import UserError
+from lit_llada.files import replacing_folder
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -55,16 +54,13 @@ def export_checkpoint(
     dtype = dtype or net.embed.weight.dtype
     family, fields, original = published_fields(checkpoint, dtype)
     limit = byte_size(max_shard_size)
-    part = target.with_name(target.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
     files = {**checkpoint.files, "config.json": json.dumps(fields, indent=2) + "\n"}
     if not original or "README.md" not in files:
         files["README.md"] = model_card(checkpoint, fields)
-    for name, text in files.items():
-        (part / name).write_text(text, encoding="utf-8", errors="surrogateescape")
-    _write_tensors(dict(published_tensors(net, family)), part, dtype, limit)
-    os.replace(part, target)
+    with replacing_folder(target) as part:
+        for name, text in files.items():
+            (part / name).write_text(text, encoding="utf-8", errors="surrogateescape")
+        _write_tensors(dict(published_tensors(net, family)), part, dtype, limit)
     return target
 
 

@@ -1,4 +1,4 @@
-"""Which small tasks can a model be asked on every machine, with answers that nobody has to believe?
+"""Small tasks for every machine, with answers that can be checked.
 
 Lines typed at Python's prompt, over the real words of Python's language reference, answered by Python itself. One word
 in ten or so is held out, so that a validation line asks for the rule and not for a memory.
@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator
 
 from lit_llada.errors import UserError
-from lit_llada.files import text_hash
 from lit_llada.prepare.corpora.stdlib import topics
+from lit_llada.prepare.splits import Bounds, Fractions, Split
 
 # From easy to hard. {w} and {v} are words, {c} is a letter of w, {i} an index into it, {a} and {b} are numbers.
 TASKS = {
@@ -47,25 +47,38 @@ def words() -> list[str]:
     return sorted(found)
 
 
-def repl_records(size: int, seed: int, share: float) -> Iterator[tuple[str, str, str, bool]]:
-    """(prompt, answer, task, held out) of `size` lines, less those that were drawn before.
+def repl_records(size: int, seed: int, fractions: Fractions) -> Iterator[tuple[str, str, str, Split]]:
+    """(prompt, answer, task, split) of `size` lines, less those that were drawn before.
 
     A line with words is held out together with its words, a line with numbers alone by a hash of its text.
+
+    Raises:
+        UserError: a split has no word, or this Python has no language reference.
     """
-    rng = random.Random(seed)
-    held_out = {word: text_hash(word) < share * 2**64 for word in words()}
-    sides = {side: [word for word, held in held_out.items() if held == side] for side in (False, True)}
-    if not all(sides.values()):
-        raise UserError(f"val_fraction {share} leaves no word on one side; set it nearer to 0.1")
+    rng, bounds = random.Random(seed), Bounds.of(fractions)
+    words_of: dict[Split, list[str]] = {name: [] for name in fractions.splits}
+    for word in words():
+        words_of[bounds.split_of(word)].append(word)
+    if not all(words_of.values()):
+        given = ", ".join(f"{name} {value}" for name, value in fractions.options.items())
+        raise UserError(f"{given} leaves no word on one side; set it nearer to 0.1")
     seen = set()
     for number in range(size):
-        task, held = [*TASKS][number % len(TASKS)], rng.random() < share
-        prompt = _line(TASKS[task], sides[held], rng)
+        task = [*TASKS][number % len(TASKS)]
+        split = _drawn_split(rng.random(), fractions)
+        prompt = _line(TASKS[task], words_of[split], rng)
         if "{w" not in TASKS[task]:
-            held = text_hash(prompt) < share * 2**64
+            split = bounds.split_of(prompt)
         if prompt not in seen:
             seen.add(prompt)
-            yield prompt, answer(prompt), task, held
+            yield prompt, answer(prompt), task, split
+
+
+def _drawn_split(number: float, fractions: Fractions) -> Split:
+    """The split of a number that is drawn from [0, 1): in the order of :class:`Bounds`."""
+    if number < fractions.test:
+        return "test"
+    return "val" if number < fractions.test + fractions.val else "train"
 
 
 def answer(prompt: str) -> str:

@@ -1,4 +1,4 @@
-"""Which of two functions is the better one, so that anybody can check? The one that Python can parse.
+"""Pairs of functions whose better one anybody can tell: the one that Python can parse.
 
 A docstring's first paragraph asks for a function of the standard library; its twin has one token too many or too few.
 """
@@ -14,34 +14,41 @@ import warnings
 from collections.abc import Iterator
 
 from lit_llada.errors import UserError
-from lit_llada.files import text_hash
 from lit_llada.prepare.corpora.stdlib import modules
+from lit_llada.prepare.splits import Bounds, Fractions, Split
+
+HELD_OUT_MOST: tuple[Split, ...] = ("test", "val", "train")  # a prompt of several splits is of the first one here
 
 
-def twin_records(max_chars: int, seed: int, share: float) -> Iterator[tuple[str, str, str, bool]]:
-    """(prompt, function, damaged twin, held out): whole files are held out, and prompts that occur in them too.
+def twin_records(max_chars: int, seed: int, fractions: Fractions) -> Iterator[tuple[str, str, str, Split]]:
+    """(prompt, function, damaged twin, split): whole files are held out, and prompts that occur in them too.
 
     Half of the twins have lost a token and half have one twice, so that length tells nothing.
 
     Raises:
-        UserError: this Python has no source of its standard library.
+        UserError: this Python has too little source of its standard library.
     """
+    bounds = Bounds.of(fractions)
     found = [
-        (prompt, code, text_hash(name) < share * 2**64)
+        (prompt, code, bounds.split_of(name))
         for name, text in modules()
         for prompt, code in functions(text)
         if len(prompt) + len(code) <= max_chars
     ]
-    sides = {held: {prompt for prompt, _, side in found if side == held} for held in (False, True)}
-    if not all(sides.values()):
+    split_of: dict[str, Split] = {}
+    for name in HELD_OUT_MOST:
+        for prompt, _, split in found:
+            if split == name:
+                split_of.setdefault(prompt, name)
+    if set(split_of.values()) != set(fractions.splits):
         raise UserError("this Python carries too little source of its standard library; give files of your own")
     seen = set()
-    for prompt, code, held in found:
-        if (prompt, code) not in seen and (held or prompt not in sides[True]):
+    for prompt, code, split in found:
+        if (prompt, code) not in seen and split == split_of[prompt]:
             seen.add((prompt, code))
             twin = damaged(code, random.Random(f"{seed}\0{prompt}\0{code}"), delete=len(seen) % 2 == 0)
             if twin is not None:
-                yield prompt, code, twin, held
+                yield prompt, code, twin, split
 
 
 def functions(text: str) -> Iterator[tuple[str, str]]:

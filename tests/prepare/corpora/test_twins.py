@@ -10,6 +10,7 @@ import pytest
 
 from lit_llada.errors import UserError
 from lit_llada.prepare.corpora import stdlib, twins
+from lit_llada.prepare.splits import Fractions
 
 
 @pytest.fixture(autouse=True)
@@ -18,13 +19,13 @@ def _few_modules(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def records() -> list[tuple[str, str, str, bool]]:
+def records() -> list[tuple[str, str, str, str]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(twins, "modules", lambda: islice(stdlib.modules(), 30))
-        return list(twins.twin_records(400, seed=1, share=0.3))
+        return list(twins.twin_records(400, 1, Fractions(0.3)))
 
 
-def test_a_twin_differs_in_a_token_and_never_parses(records: list[tuple[str, str, str, bool]]) -> None:
+def test_a_twin_differs_in_a_token_and_never_parses(records: list[tuple[str, str, str, str]]) -> None:
     assert len(records) > 50
     for prompt, code, twin, _ in records:
         assert prompt and twins.parses(code) and not twins.parses(twin)
@@ -34,14 +35,36 @@ def test_a_twin_differs_in_a_token_and_never_parses(records: list[tuple[str, str
     assert abs(longer - len(records) / 2) <= 0.05 * len(records) + 1
 
 
-def test_files_are_held_out_with_their_prompts(records: list[tuple[str, str, str, bool]]) -> None:
-    sides = {held: {prompt for prompt, _, _, side in records if side == held} for held in (False, True)}
-    assert sides[True] and sides[False] and not sides[True] & sides[False]
+def test_files_are_held_out_with_their_prompts(records: list[tuple[str, str, str, str]]) -> None:
+    prompts = prompts_by_split(records)
+    assert set(prompts) == {"train", "val"} and not prompts["val"] & prompts["train"]
 
 
-def test_the_seed_decides_which_token(records: list[tuple[str, str, str, bool]]) -> None:
-    assert list(twins.twin_records(400, 1, 0.3)) == records
-    other = list(twins.twin_records(400, 2, 0.3))
+def prompts_by_split(records: list[tuple[str, str, str, str]]) -> dict[str, set[str]]:
+    return {name: {prompt for prompt, _, _, split in records if split == name} for *_, name in records}
+
+
+def test_a_prompt_of_several_splits_is_tested_rather_than_validated_rather_than_trained_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    documented = {
+        "train": ("of train", "of train and val", "of all"),
+        "val": ("of val", "of train and val", "of all"),
+        "test": ("of test", "of all"),
+    }
+    files = [
+        (split, "".join(f'def f():\n    """{prompt}"""\n    return {split}\n' for prompt in prompts))
+        for split, prompts in documented.items()
+    ]
+    monkeypatch.setattr(twins, "modules", lambda: iter(files))
+    monkeypatch.setattr(twins.Bounds, "split_of", lambda _, name: name)
+    prompts = prompts_by_split(list(twins.twin_records(400, 1, Fractions(0.3, 0.3))))
+    assert prompts == {"train": {"of train"}, "val": {"of val", "of train and val"}, "test": {"of test", "of all"}}
+
+
+def test_the_seed_decides_which_token(records: list[tuple[str, str, str, str]]) -> None:
+    assert list(twins.twin_records(400, 1, Fractions(0.3))) == records
+    other = list(twins.twin_records(400, 2, Fractions(0.3)))
     assert [record[:2] for record in other] == [record[:2] for record in records] and other != records
 
 
@@ -70,4 +93,4 @@ def subsequence(short: str, long: str) -> bool:
 def test_without_source_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(twins, "modules", lambda: iter(()))
     with pytest.raises(UserError, match="too little source of its standard library"):
-        next(twins.twin_records(400, 1, 0.1))
+        next(twins.twin_records(400, 1, Fractions(0.1)))

@@ -1,0 +1,35 @@
+"""The kinds of data that a prepared folder may hold, and what a reader must know of each.
+
+A new kind has an entry here, a function that prepares it (and its name in ``cli/prepare.py``), and a module that learns
+from it. A kind whose items are neither rows of tokens nor prompts with answers also needs a datamodule.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class DataKind(NamedTuple):
+    """What a reader must know of a kind of data.
+
+    Args:
+        datamodule: name of the class that makes batches of it.
+        counted: what the manifest counts in a chunk: tokens or records.
+        noted: the same count's name in LitData's index.
+    """
+
+    datamodule: str
+    counted: str
+    noted: str
+
+    @property
+    def has_records(self) -> bool:
+        """Whether there is a length and a text beside the chunks for every item."""
+        return self.counted == "records"
+
+
+KINDS = {
+    "text": DataKind("DiffusionDataModule", "tokens", "dim"),
+    "chat": DataKind("AnswerDataModule", "records", "chunk_size"),
+    "preference": DataKind("AnswerDataModule", "records", "chunk_size"),
+}
