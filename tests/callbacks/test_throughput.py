@@ -81,7 +81,7 @@ def test_a_slow_loader_shows(toy: Any) -> None:
 
 def test_looking_at_the_model_is_off_the_clock(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    for module, name in (("sampling", "table"), ("router", "balance")):
+    for module, name in (("samples", "table"), ("router", "balance")):
         monkeypatch.setattr(f"lit_llada.callbacks.{module}.{name}", lambda *_: clock.spend(16) or {})
     monkeypatch.setattr("lit_llada.callbacks.samples.log_text", lambda *_: None)
     speed = Throughput(8, peak_flops=1e9, _clock=clock)
