@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
+import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
@@ -22,8 +23,8 @@ from lit_llada.evaluation.exact_match import (
     choose_questions,
     questions_of,
     replies,
-    tally,
 )
+from lit_llada.metrics.exact_match import RightByTask
 from lit_llada.sampling.plan import Count, Plan
 from lit_llada.text.specials import Specials
 
@@ -118,7 +119,10 @@ class ExactMatch(Periodic):
         )
         said = [reply for _, reply in sorted(answered)]
         right = [reply.text == question.answer for question, reply in zip(self.questions, said, strict=True)]
-        self.latest = tally(self.questions, right)
+        tasks = [question.task for question in self.questions]
+        match = RightByTask(sorted(tasks), sync_on_compute=False)  # every rank has all the replies
+        match.update(torch.tensor(right), tasks)
+        self.latest = match.compute()
         shares = {f"val/exact_match/{name}": hits / asked for name, (hits, asked) in self.latest.items()}
         log_scalars(trainer, {"val/exact_match": sum(right) / len(right), **shares})
         log_text(

@@ -6,12 +6,9 @@ import math
 from typing import Any
 
 import lightning as L
-import torch
-from torch import Tensor
 
 from lit_llada.callbacks.loggers import log_figure, writers
-
-DECILES = 10
+from lit_llada.metrics.noise_curve import NllByNoise
 
 
 class NoiseCurve(L.Callback):
@@ -28,45 +25,36 @@ class NoiseCurve(L.Callback):
 
     def __init__(self, figure: bool = True) -> None:
         self.figure = figure
-        self._sums: Tensor | None = None
+        self._metric = NllByNoise()
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        # Per decile: nll and masked tokens; in the last column the weighted nll and all tokens.
-        self._sums = torch.zeros(2, DECILES + 1, dtype=torch.float64, device=pl_module.device)
+        self._metric.to(pl_module.device).reset()
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        assert self._sums is not None
-        decile = (outputs["t"] * DECILES).long().clamp(0, DECILES - 1)
-        nll = outputs["nll"].double()
-        self._sums[0].index_add_(0, decile, nll)
-        self._sums[1].index_add_(0, decile, torch.ones_like(nll))
-        self._sums[0, DECILES] += (nll / outputs["p_mask"]).sum()
-        self._sums[1, DECILES] += outputs["tokens"]
+        self._metric.update(outputs["nll"], outputs["t"], outputs["p_mask"], outputs["tokens"])
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        assert self._sums is not None
-        total, count = trainer.strategy.reduce(self._sums, reduce_op="sum").tolist()
-        self._sums = None
-        curve = [n / c if c else math.nan for n, c in zip(total, count, strict=True)]
+        levels = self._metric.compute()
+        curve, bound = levels.deciles.tolist(), float(levels.bound)
         data = getattr(trainer, "datamodule", None)
         size = getattr(data, "bytes_per_token", None)
         bits, unit = 1 / math.log(2) / (size or 1.0), "byte" if size else "token"  # of one nat per token
         stage = "test" if trainer.testing else "val"
-        values = {f"{stage}/nll_decile_{i}": nll for i, nll in enumerate(curve[:DECILES]) if not math.isnan(nll)}
+        values = {f"{stage}/nll_decile_{i}": nll for i, nll in enumerate(curve) if not math.isnan(nll)}
         pl_module.log_dict(values, rank_zero_only=False, sync_dist=False)
-        pl_module.log(f"{stage}/bits_per_{unit}", curve[DECILES] * bits, prog_bar=True, sync_dist=False)
+        pl_module.log(f"{stage}/bits_per_{unit}", bound * bits, prog_bar=True, sync_dist=False)
         if self.figure and not trainer.sanity_checking and writers(trainer):
             from lit_llada.callbacks.figures import noise_curve_figure
 
-            levels = {"uniform": math.log(pl_module.backbone.vocabulary)}
+            known = {"uniform": math.log(pl_module.backbone.vocabulary)}
             if unigram := getattr(data, "unigram_nll", None):
-                levels["unigram"] = unigram
+                known["unigram"] = unigram
             figure = noise_curve_figure(
-                [nll * bits for nll in curve[:DECILES]],
-                curve[DECILES] * bits,
-                {name: nll * bits for name, nll in levels.items()},
+                [nll * bits for nll in curve],
+                bound * bits,
+                {name: nll * bits for name, nll in known.items()},
                 unit=f"bits per {unit}",
                 title=f"{'Test' if stage == 'test' else 'Validation'} loss by noise level · step {trainer.global_step}",
             )

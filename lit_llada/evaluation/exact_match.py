@@ -148,12 +148,6 @@ def replies(
         yield number, Reply(tokenizer.decode(answer.gaps[0]), answer.ended)
 
 
-def tally(questions: Sequence[Question], right: Sequence[bool]) -> dict[str, tuple[int, int]]:
-    """Task -> (right answers, questions asked)."""
-    groups = by_task(questions)
-    return {name: (sum(right[i] for i in numbers), len(numbers)) for name, numbers in groups.items()}
-
-
 def load_answerer(path: str, tokenizer: Tokenizer, data: str, ema: bool | None, device: str) -> Backbone:
     """The net of a checkpoint that speaks the vocabulary of the data.
 

@@ -20,6 +20,7 @@ from lit_llada.backbone.config import BackboneConfig
 from lit_llada.backbone.moe import balance_loss, z_loss
 from lit_llada.backbone.transformer import Backbone
 from lit_llada.errors import UserError
+from lit_llada.metrics.means import Means
 from lit_llada.modules.net import Building
 from lit_llada.seeding import seed_of_run
 from lit_llada.training.gradients import clip_, global_norm, local_gradients
@@ -195,22 +196,25 @@ class DiffusionModule(Building):
 
     # ------------------------------------------------------------------ validation
 
+    @property
+    def validation_names(self) -> tuple[str, ...]:
+        """Names of the sums that a validation step hands to :meth:`validated`, logged as ``val/name``."""
+        return ("loss",)
+
     def on_validation_epoch_start(self) -> None:
-        zero = torch.zeros((), dtype=torch.float64, device=self.device)
-        self._validation_sums = {"count": zero, "loss": zero}
+        # In a dict, so that it is no submodule: no row of the summary, nothing that a strategy wraps or a GPU compiles.
+        self._validation = {"means": Means(self.validation_names).to(self.device)}
 
     def validated(self, output: StepOutput, **more: Tensor) -> StepOutput:
         """Count a validation step in, with other sums that are logged as ``val/name``, and hand it on."""
-        for name, total in {"count": output["count"], "loss": output["loss"], **more}.items():
-            self._validation_sums[name] = self._validation_sums.get(name, 0.0) + total.double()
+        self._validation["means"].update(output["count"], loss=output["loss"], **more)
         return output
 
     def on_validation_epoch_end(self) -> None:
-        totals = self.trainer.strategy.reduce(torch.stack([*self._validation_sums.values()]), reduce_op="sum")
-        means = dict(zip(self._validation_sums, (totals / totals[0]).float(), strict=True))
+        means = {name: mean.float() for name, mean in self._validation["means"].compute().items()}
         stage = "test" if self.trainer.testing else "val"
         self.log(f"{stage}/loss", means.pop("loss"), prog_bar=True, sync_dist=True)
-        self.log_dict({f"{stage}/{name}": mean for name, mean in means.items() if name != "count"}, sync_dist=True)
+        self.log_dict({f"{stage}/{name}": mean for name, mean in means.items()}, sync_dist=True)
 
     on_test_epoch_start = on_validation_epoch_start
     on_test_epoch_end = on_validation_epoch_end

@@ -26,6 +26,18 @@ from lit_llada.objectives.preference import (
 )
 from lit_llada.training.lora import adapters_off
 
+# What is logged of the pairs beside the loss; with several draws also the variance of the scores.
+JUDGED = (
+    "score",
+    "accuracy",
+    "chosen_elbo",
+    "rejected_elbo",
+    "chosen_gain",
+    "rejected_gain",
+    "kl_proxy",
+    "sft_loss",
+)
+
 
 class Reference(NamedTuple):
     """What the reference says of a batch: the masks it saw, and sums of log p over them, ``[n, 2P]``."""
@@ -143,6 +155,10 @@ class VRPOModule(DiffusionModule):
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Nothing: Lightning would do it between training_step, which makes most of the gradient, and the rest."""
+
+    @property
+    def validation_names(self) -> tuple[str, ...]:
+        return ("loss", *JUDGED) if self.estimator.draws == 1 else ("loss", *JUDGED, "score_variance")
 
     def validation_step(self, batch: AnswerBatch, batch_idx: int) -> StepOutput:
         return self._validate(batch, "val")

@@ -59,6 +59,14 @@ def test_a_sparse_net_is_logged_and_a_dense_one_is_not(toy: Any) -> None:
     assert not [tag for tag in toy.events().Tags()["scalars"] if "router" in tag]
 
 
+def test_a_test_run_has_figures_of_its_own(toy: Any) -> None:
+    data = toy.data()
+    data.test_dataloader = data.val_dataloader
+    toy.trainer([RouterLoad()], logger=toy.board()).test(toy.module(4), data, verbose=False)
+    tags = {tag for tag in toy.events().Tags()["scalars"] if "router" in tag}
+    assert tags == {f"test_router/{name}" for name in SCALARS}
+
+
 def first_look(rank: int, toy: Any, world: int) -> None:
     """One step on eight rows, dealt out to the ranks."""
     torch.manual_seed(3)

@@ -19,8 +19,8 @@ from lit_llada.evaluation.exact_match import (
     questions_of,
     read_questions,
     replies,
-    tally,
 )
+from lit_llada.metrics.exact_match import RightByTask
 from lit_llada.sampling.plan import Plan
 from lit_llada.text.chat_template import ChatTemplate
 from lit_llada.text.specials import Specials
@@ -91,7 +91,9 @@ def test_the_choice_is_balanced_nested_and_by_seed() -> None:
     assert sorted(q.prompt for q in many) == sorted(q.prompt for q in questions)
     assert few[:3] == many[:3] and few[3:] == many[20:23]
     assert choose_questions(questions, 3, seed=2) != few
-    assert tally(few, [True, False, True, False, False, False]) == {"a": (2, 3), "b": (0, 3)}
+    match = RightByTask(question.task for question in few)
+    match.update(torch.tensor([True, False, True, False, False, False]), [question.task for question in few])
+    assert match.compute() == {"a": (2, 3), "b": (0, 3)}
 
 
 def test_the_canvas_holds_the_longest_answer_with_its_end() -> None:
