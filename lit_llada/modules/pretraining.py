@@ -48,7 +48,7 @@ class PretrainingModule(DiffusionModule):
         t = sample_times(batch.keys, self.seed, sampler=self.time_sampler, strata=strata)
         output = self._denoise(batch, t, self.seed, length)
         output["loss"] = self.sum_up(output["loss"], output["count"], output["router_logits"])
-        self._keys.append(batch.keys)
+        self.add_keys(batch.keys)
         return output
 
     def validation_step(self, batch: Batch, batch_idx: int) -> StepOutput:

@@ -57,7 +57,7 @@ class SFTModule(DiffusionModule):
         t = sample_times(batch.keys, self.seed, sampler=self.time_sampler, strata=strata)
         output = self._denoise(batch, self.band[0] + (self.band[1] - self.band[0]) * t, self.seed)
         output["loss"] = self.sum_up(output["loss"], output["count"], output["router_logits"])
-        self._keys.append(batch.keys)
+        self.add_keys(batch.keys)
         return output
 
     def validation_step(self, batch: AnswerBatch, batch_idx: int) -> StepOutput:

@@ -80,7 +80,7 @@ class VRPOModule(DiffusionModule):
         # and beneath its adapters the policy stays what it starts as.
         needed = self._trainer is not None and not self.trainer.predicting and self.lora is None
         if needed and self.reference is None and not self._twin:
-            self._twin = [self._build(self.init_from).requires_grad_(False).eval()]
+            self._twin = [self.build(self.init_from).requires_grad_(False).eval()]
 
     def on_train_start(self) -> None:
         super().on_train_start()
@@ -106,7 +106,7 @@ class VRPOModule(DiffusionModule):
 
     def training_step(self, batch: AnswerBatch, batch_idx: int) -> StepOutput:
         """Masks, the reference, two passes of the policy; the last draw's gradient is left to Lightning."""
-        if not self._keys:  # the first micro-batch of a step
+        if not self._step.keys:  # the first micro-batch of a step
             self.zero_grad(set_to_none=True)
         draws, count = self.draw(batch, "train"), pairs_of(batch).sum()
         places = locate(batch, draws.masked)
@@ -132,7 +132,7 @@ class VRPOModule(DiffusionModule):
         rest, sums = two_pass(log_likelihood, self.estimator.draws, loss, parts, weighted)
         for name, total in self.judge(draws, sums, reference, batch).items():
             self.add_up(name, total, count if name == "loss" else None)
-        self._keys.append(batch.keys)
+        self.add_keys(batch.keys)
         return _output(rest, count, batch, found)
 
     def _router_share(self, found: Predicted, count: Tensor) -> Tensor | None:
