@@ -20,8 +20,7 @@ from benchmarks.timing import arguments, compare, peak_memory, table, verdict
 from lit_llada.backbone.config import BackboneConfig
 from lit_llada.backbone.transformer import Backbone
 from lit_llada.data.batch import AnswerBatch
-from lit_llada.modules.predict import Masked, locate, predict
-from lit_llada.modules.vrpo import sum_over_answers
+from lit_llada.modules.predict import Masked, locate, predict, sum_over_answers
 from lit_llada.objectives.preference import (
     Draws,
     Estimator,

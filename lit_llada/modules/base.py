@@ -1,4 +1,4 @@
-"""What every way of training shares: the options, the optimiser, and the step around the loss.
+"""The base class of every way of training: the options, the net, the optimiser's step and the checkpoint.
 
 A training step returns a *sum* over tokens. Gradients of sums are added up over accumulation steps and processes, and
 divided once, by the number of tokens that all of them counted: exact, whatever the lengths of the rows.
@@ -7,9 +7,11 @@ divided once, by the number of tokens that all of them counted: exact, whatever 
 from __future__ import annotations
 
 import copy
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, ClassVar, Literal, cast
 
+import lightning as L
 import torch
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
@@ -19,31 +21,33 @@ from lit_llada.backbone.attention import Backend
 from lit_llada.backbone.config import BackboneConfig
 from lit_llada.backbone.moe import balance_loss, z_loss
 from lit_llada.backbone.transformer import Backbone
+from lit_llada.checkpoint.digest import weight_digest
 from lit_llada.errors import UserError
 from lit_llada.metrics.means import Means
-from lit_llada.modules.net import Building
+from lit_llada.modules.compatibility import check_base, check_checkpoint, check_kind, check_residual, check_start
+from lit_llada.modules.hyperparameters import keep_plain
+from lit_llada.modules.net import architecture, build_net, complete, copy_weights
+from lit_llada.modules.step import NonFiniteStep, StepOutput, StepSums, checked
 from lit_llada.seeding import seed_of_run
 from lit_llada.training.gradients import clip_, global_norm, local_gradients
 from lit_llada.training.lora import LoRA
-from lit_llada.training.optimizers import OptimizerName, make_optimizer
+from lit_llada.training.optimizers import OptimizerName, make_optimizer, set_options
 from lit_llada.training.schedules import Schedule
 
 
-class StepOutput(TypedDict):
-    """What a step leaves for the callbacks. B batch, T tokens, R masked tokens, E experts."""
-
-    loss: Tensor  # a sum; with its graph in training
-    count: Tensor  # what the sum is to be divided by, once counted over all processes and micro-batches
-    tokens: Tensor  # how many tokens might have been masked
-    nll: Tensor  # [R] nats
-    t: Tensor  # [R] noise level that each was masked at
-    p_mask: Tensor  # [R] its probability of being masked
-    masked: Tensor  # [B, T]
-    router_logits: Tensor | None  # [sparse layers, B*T, E]
-
-
-class DiffusionModule(Building):
+class DiffusionModule(L.LightningModule):
     """A masked diffusion language model in training.
+
+    A subclass writes ``training_step(batch, batch_idx)`` and ``validation_step``, and sets ``learns_from``. For each
+    micro-batch its ``training_step``
+
+    - adds its loss, a sum, and the count that divides it: ``self.sum_up(bound, count, router_logits)``, or
+      ``self.add_up("loss", total, count)`` where the router losses are added elsewhere;
+    - names its rows once: ``self.add_keys(batch.keys)``, so that a step that is not finite can say which they were;
+    - returns a :class:`StepOutput` whose ``loss`` is a scalar with a graph, that of ``sum_up``.
+
+    A step that leaves one of these out is refused when it first returns. ``validation_step`` returns
+    ``self.validated(output)``.
 
     Args:
         backbone: the architecture; its vocabulary may be left to the data, and all of it to ``init_from``.
@@ -67,6 +71,8 @@ class DiffusionModule(Building):
         mask_id: the mask token; None takes the data's.
     """
 
+    learns_from: ClassVar[str] = "text"  # the kind of its data
+
     def __init__(
         self,
         backbone: BackboneConfig | None = None,
@@ -89,7 +95,7 @@ class DiffusionModule(Building):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self._plain_hyperparameters()
+        keep_plain(self)
         self.backbone = cast(BackboneConfig, copy.copy(backbone))  # None only until setup
         self.mask_id, self.init_from, self.lora = mask_id, init_from, lora
         if lora is not None and init_from is None:
@@ -104,11 +110,87 @@ class DiffusionModule(Building):
         self.net: Backbone | None = None
         self.ema: Backbone | None = None
         self.restored = False  # by load_from_checkpoint
-        # Lightning says so only when the net is there; who knows before spares it to be filled from init_from.
+        # The checkpoint that the run goes on from. Lightning tells it only when the net is built; set before setup, it
+        # avoids loading init_from for nothing.
         self.resumes_from: str | Path | None = None
         self.keep_ema = False  # the EMA callback's wish, known before the net is built
         self.stop_requested = False  # by a signal, in any process; all stop together after the step
         self.skipped_steps = 0
+        self._start_sums()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Hold the training step of every subclass to the contract above."""
+        super().__init_subclass__(**options)
+        if "training_step" in vars(cls):
+            cls.training_step = checked(cls.training_step)  # type: ignore[method-assign]
+
+    # ------------------------------------------------------------------ the net
+
+    def setup(self, stage: str) -> None:
+        """Take what is not set from the checkpoint and the data, or hold it against them."""
+        data = getattr(self.trainer, "datamodule", None)
+        check_kind(type(self).__name__, self.learns_from, data)
+        check_base(self.lora, self.trainer)
+        check_residual(self.residual, self.trainer)
+        start = None
+        if self.init_from is not None and self.net is None:
+            start = architecture(self.resumes_from, self.init_from, data)
+        self.backbone, self.mask_id = complete(self.backbone, self.mask_id, start, data)
+
+    def configure_model(self) -> None:
+        """Build the net (and its average); without a trainer, only when a checkpoint has said what it is."""
+        if self.net is None and (self._trainer is not None or self.restored):
+            begins = self.resumes_from is None and not self.restored
+            self.net = self.build(self.init_from if begins else None, self.lora)
+            if self.keep_ema:
+                self.ema = self.build(lora=self.lora).requires_grad_(False)
+                copy_weights(self.net, self.ema)
+
+    def build(self, weights: str | None = None, lora: LoRA | None = None) -> Backbone:
+        """A net with this module's options, parallelised as its trainer says.
+
+        Args:
+            weights: the checkpoint to start from; None draws fresh weights.
+            lora: the adapters; None for none.
+        """
+        mesh = self._device_mesh
+        net = build_net(
+            self.backbone,
+            attention=self.attention,
+            residual=torch.bfloat16 if self.residual == "bfloat16" else None,
+            lora=lora,
+            checkpointing=self.checkpointing,
+            compiled=self._compiles(),
+            mesh=None if mesh is None else mesh["data_parallel"],
+            mixed=mesh is not None and self.trainer.precision == "bf16-mixed",
+            device=None if mesh is None else self.trainer.strategy.root_device,
+            weights=weights,
+        )
+        if weights is not None:
+            self.start_digest = weight_digest(net)
+        return net
+
+    def _compiles(self) -> bool:
+        if self.compile_blocks != "auto":
+            return self.compile_blocks
+        return self._trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+    @property
+    def trained(self) -> Backbone:
+        """The net that the optimiser moves, once it is built."""
+        assert self.net is not None, "the net is built when a trainer (or load_from_checkpoint) configures the module"
+        return self.net
+
+    @property
+    def denoiser(self) -> Backbone:
+        """The net that samples and is validated: the averaged weights if there are any."""
+        return self.trained if self.ema is None else self.ema
+
+    @property
+    def mask_token(self) -> int:
+        """``mask_id``, once it is known."""
+        assert self.mask_id is not None, "mask_id is known after setup"
+        return self.mask_id
 
     # ------------------------------------------------------------------ the step
 
@@ -125,17 +207,25 @@ class DiffusionModule(Building):
         return count * (self.balance_weight * balance + self.z_weight * z)
 
     def add_up(self, name: str, total: Tensor, count: Tensor | None = None) -> None:
-        """Add to a sum that is logged as ``train/name``, divided by the step's count, which one of the names brings."""
-        self._sums[name] = self._sums.get(name, 0.0) + total.double()
-        if count is not None:
-            self._sums["count"] = self._sums.get("count", 0.0) + count.double()
+        """Add to a sum that is logged as ``train/name``, divided by the step's count.
+
+        Args:
+            name: name of the figure.
+            total: sum over this micro-batch.
+            count: what all sums of this micro-batch are divided by; given with one name, ``loss``, or it would be
+                counted twice.
+        """
+        self._step.add(name, total, count)
+
+    def add_keys(self, keys: Tensor) -> None:
+        """Name the rows of this micro-batch, for the message about a step that is not finite."""
+        self._step.keys.append(keys)
 
     def on_train_start(self) -> None:
         self._start_sums()
 
     def _start_sums(self) -> None:
-        self._sums: dict[str, Any] = {}  # name -> float64 scalar, of this process and this optimizer step
-        self._keys: list[Tensor] = []
+        self._step = StepSums()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Divide the gradient by the tokens of all processes and micro-batches, and set this step's options.
@@ -143,15 +233,8 @@ class DiffusionModule(Building):
         The options are the configuration's, also after a resume: what the checkpoint remembers of them is overwritten.
         """
         lr = self.lr * self.schedule.factor(self.global_step, self.trainer.max_steps)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-            group["weight_decay"] = self.weight_decay if group["weight_decay"] else 0.0
-            if "betas" in group:
-                group["betas"] = tuple(self.betas)
-        stop = torch.full((1,), float(self.stop_requested), dtype=torch.float64, device=self.device)
-        sums = torch.stack([*self._sums.values()])
-        totals = self.trainer.strategy.reduce(torch.cat((sums, stop)), reduce_op="sum")
-        self._totals = dict(zip([*self._sums, "stop"], totals, strict=True))
+        set_options(optimizer, lr, self.weight_decay, (self.betas[0], self.betas[1]))
+        self._totals = self._step.over_processes(self.trainer.strategy, self.stop_requested)
         # Lightning averages over micro-batches and the strategy over processes; undo both.
         parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
         grads = local_gradients(self.parameters())
@@ -186,8 +269,7 @@ class DiffusionModule(Building):
         self._start_sums()
 
     def _refuse_step(self, optimizer: Optimizer) -> None:
-        rows = torch.cat(self._keys).tolist()
-        what = f"loss or gradient is not finite at step {self.global_step} (rows {rows[0]}..{rows[-1]} on this process)"
+        what = f"loss or gradient is not finite at step {self.global_step} ({self._step.rows()})"
         optimizer.zero_grad(set_to_none=True)
         if self.nonfinite == "stop":
             raise NonFiniteStep(what)
@@ -222,6 +304,26 @@ class DiffusionModule(Building):
     def configure_optimizers(self) -> Optimizer:
         return make_optimizer(self.trained, self.optimizer, self.lr, self.weight_decay, (self.betas[0], self.betas[1]))
 
+    # ------------------------------------------------------------------ the checkpoint
 
-class NonFiniteStep(UserError):
-    """The run met a loss or gradient that is NaN or inf; the weights are those before that step."""
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["backbone"] = asdict(self.backbone)
+        checkpoint["mask_id"], checkpoint["skipped_steps"] = self.mask_id, self.skipped_steps
+        checkpoint["start_digest"] = self.start_digest
+        checkpoint["lora"] = asdict(self.lora) if self.lora else None
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.check_checkpoint(checkpoint)
+        self.skipped_steps = checkpoint["skipped_steps"]
+        start = checkpoint.get("start_digest")
+        check_start(self.init_from, self.start_digest, start)
+        self.start_digest = start
+        if self.net is None:  # load_from_checkpoint: no trainer has built it
+            self.backbone, self.mask_id = BackboneConfig(**checkpoint["backbone"]), checkpoint["mask_id"]
+            self.keep_ema = any(key.startswith("ema.") for key in checkpoint["state_dict"])
+            self.restored = True
+            self.configure_model()
+
+    def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another architecture, or with other adapters; see :func:`check_checkpoint`."""
+        check_checkpoint(checkpoint, self.backbone, self.lora)

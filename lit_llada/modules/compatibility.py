@@ -1,59 +1,37 @@
-"""What does a run start from, and do its data speak the same language?"""
+"""Refuses what does not fit together: module and data, options and trainer, checkpoint and module."""
 
 from __future__ import annotations
 
-import copy
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.strategies import FSDPStrategy
 
 from lit_llada.backbone.config import BackboneConfig
-from lit_llada.checkpoint.load import open_source
-from lit_llada.checkpoint.source import META, Source
+from lit_llada.checkpoint.source import Source
 from lit_llada.checkpoint.vocabulary import read_tokenizer
 from lit_llada.errors import UserError
 from lit_llada.text.tokenizer import Tokenizer
 from lit_llada.training.lora import LoRA
 
 
-def architecture(resumed: str | Path | None, start: str, data: Any) -> tuple[BackboneConfig, int | None]:
-    """The backbone of a run that starts from a checkpoint, and its mask token.
+def check_kind(model: str, learns_from: str, data: Any) -> None:
+    """Refuse conversations where pairs are needed, and the like.
 
     Args:
-        resumed: the run's own checkpoint, if it goes on from one: then ``start`` may be gone.
-        start: ``model.init_from``.
+        model: name of the module's class.
+        learns_from: the kind of data that it needs.
         data: the datamodule; None for none.
-
-    Raises:
-        UserError: there is no such checkpoint, or the data were prepared with another tokenizer.
-    """
-    if resumed is not None:
-        path = Path(resumed)
-        sharded = path.is_dir()
-        saved = torch.load(path / META if sharded else path, map_location="cpu", mmap=not sharded, weights_only=True)
-        if "backbone" not in saved:
-            raise UserError(f"{path} was not written by lit_llada: it does not say what its backbone is")
-        return BackboneConfig(**saved["backbone"]), saved["mask_id"]
-    source = open_source(start)
-    if (tokenizer := getattr(data, "tokenizer", None)) is not None:
-        check_vocabulary(source, tokenizer)
-    return copy.copy(source.config), source.mask_id
-
-
-def check_kind(module: Any, data: Any) -> None:
-    """Refuse conversations where pairs are needed, and the like.
 
     Raises:
         UserError: names both.
     """
     for folder in getattr(data, "folders", []):
-        if folder.kind != module.learns_from:
+        if folder.kind != learns_from:
             raise UserError(
-                f"model {type(module).__name__} learns from {module.learns_from} data, and {folder.location} holds"
-                f" {folder.kind}: give a folder made by `lit-llada prepare {module.learns_from}`, or another recipe"
+                f"model {model} learns from {learns_from} data, and {folder.location} holds"
+                f" {folder.kind}: give a folder made by `lit-llada prepare {learns_from}`, or another recipe"
             )
 
 
@@ -108,3 +86,65 @@ def check_vocabulary(source: Source, tokenizer: Tokenizer) -> None:
             f"model.init_from {source.path} was trained with another tokenizer than the data's: prepare the data with"
             " --tokenizer and the folder of the checkpoint's own"
         )
+
+
+def check_vocabulary_size(backbone: BackboneConfig, needed: int) -> None:
+    """Refuse an embedding with fewer rows than the data have tokens.
+
+    Raises:
+        UserError: with what to do.
+    """
+    if backbone.vocabulary < needed:
+        raise UserError(
+            f"backbone.vocab_size is {backbone.vocabulary}, but the data's tokenizer has {needed} tokens; "
+            "leave vocab_size out or prepare the data with the model's tokenizer"
+        )
+
+
+def check_mask_token(backbone: BackboneConfig, mask_id: int) -> None:
+    """Refuse a mask token that the embedding does not have.
+
+    Raises:
+        UserError: names both.
+    """
+    if not 0 <= mask_id < backbone.vocabulary:
+        raise UserError(f"model.mask_id {mask_id} lies outside the vocabulary 0..{backbone.vocabulary - 1}")
+
+
+def check_checkpoint(checkpoint: dict[str, Any], backbone: BackboneConfig | None, lora: LoRA | None) -> None:
+    """Refuse a checkpoint of another architecture, or with other adapters.
+
+    Args:
+        checkpoint: what Lightning has read; of shards, the part beside them.
+        backbone: the module's; None takes any.
+        lora: the module's adapters; None for none.
+
+    Raises:
+        UserError: names the fields that differ.
+    """
+    saved, saved_lora = checkpoint.get("backbone"), checkpoint.get("lora")
+    if saved is None:
+        raise UserError("this checkpoint was not written by lit_llada: it does not say what its backbone is")
+    mine = saved if backbone is None else asdict(backbone)
+    mine["vocab_size"] = mine["vocab_size"] or saved["vocab_size"]
+    differ = [f"{key} {saved.get(key)} (now {mine[key]})" for key in mine if saved.get(key) != mine[key]]
+    if differ:
+        raise UserError(f"the checkpoint's backbone differs in {', '.join(differ)}; use its model overlay")
+    now = asdict(lora) if lora else None
+    if (saved_lora and {"base": "float32", **saved_lora}) != now:  # older checkpoints do not say it
+        raise UserError(f"the checkpoint's model.lora is {saved_lora} (now {now}); leave it as it was")
+
+
+def check_start(init_from: str | None, read: str | None, saved: str | None) -> None:
+    """Refuse to go on when ``init_from``, just read again to be the reference, holds other weights than at the start.
+
+    Args:
+        init_from: the checkpoint that the run started from, for the message.
+        read: digest of the weights that were just read; None if they were not.
+        saved: digest in the run's own checkpoint.
+
+    Raises:
+        UserError: they differ.
+    """
+    if read not in (None, saved):
+        raise UserError(f"model.init_from {init_from} does not hold the weights that this run started from")

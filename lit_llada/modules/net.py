@@ -1,129 +1,126 @@
-"""How does a module come to its net? Out of its options, a checkpoint and the data, and never twice in memory."""
+"""Builds a module's net: from its options, a checkpoint or the data, and never twice in memory."""
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
+from torch.distributed.device_mesh import DeviceMesh
 
 from lit_llada.backbone.attention import Backend
+from lit_llada.backbone.config import BackboneConfig
 from lit_llada.backbone.transformer import Backbone
-from lit_llada.checkpoint.digest import weight_digest
-from lit_llada.checkpoint.load import load_into
+from lit_llada.checkpoint.load import load_into, open_source
+from lit_llada.checkpoint.source import META
 from lit_llada.errors import UserError
-from lit_llada.modules.compatibility import architecture, check_base, check_kind, check_residual
-from lit_llada.modules.saving import Saving
+from lit_llada.modules.compatibility import check_mask_token, check_vocabulary, check_vocabulary_size
 from lit_llada.training.lora import LoRA, add_adapters, init_adapters
-from lit_llada.training.sharding import compile_blocks, shard
+from lit_llada.training.sharding import parallelise
 
 
-class Building(Saving):
-    """Builds the net, its average and its frozen twins, equally sharded."""
+def build_net(
+    config: BackboneConfig,
+    *,
+    attention: Backend = "auto",
+    residual: torch.dtype | None = None,
+    lora: LoRA | None = None,
+    checkpointing: bool = False,
+    compiled: bool = False,
+    mesh: DeviceMesh | None = None,
+    mixed: bool = False,
+    device: torch.device | None = None,
+    weights: str | None = None,
+) -> Backbone:
+    """Build a net on the meta device, parallelise it, and only then give it memory and weights.
 
-    learns_from: ClassVar[str] = "text"  # the kind of its data
+    Args:
+        config: the architecture, its vocabulary set.
+        attention: the attention backend.
+        residual: dtype of the residual stream; None for that of the norms.
+        lora: the adapters; None for none.
+        checkpointing, compiled, mesh, mixed: see :func:`~lit_llada.training.sharding.parallelise`.
+        device: where a sharded net gets its memory; None for the CPU, from where Lightning moves it.
+        weights: checkpoint to read; None draws fresh weights.
+    """
+    with torch.device("meta"):
+        net = Backbone(config, attention)
+    net.residual = residual
+    if lora is not None:
+        add_adapters(net, lora)
+    parallelise(net, checkpointing=checkpointing, compiled=compiled, mesh=mesh, mixed=mixed)
+    net.to_empty(device=device or torch.device("cpu"))
+    if weights is None:
+        net.init_weights()
+    else:
+        load_into(net, weights)
+    if lora is not None:
+        init_adapters(net)
+    return net
 
-    ema: Backbone | None
-    attention: Backend
-    checkpointing: bool
-    compile_blocks: bool | Literal["auto"]
-    residual: Literal["float32", "bfloat16"]
-    resumes_from: str | Path | None
 
-    def setup(self, stage: str) -> None:
-        """Take what is not set from the checkpoint and the data, or hold it against them."""
-        data = getattr(self.trainer, "datamodule", None)
-        check_kind(self, data)
-        check_base(self.lora, self.trainer)
-        check_residual(self.residual, self.trainer)
-        if self.init_from is not None and self.net is None:
-            self._take_architecture(self.init_from, data)
-        if self.backbone is None:
-            raise UserError("model.backbone is not set; add a model overlay, or give model.init_from")
-        if data is not None:
-            size = self.backbone.vocab_size
-            if size is None:
-                self.backbone.vocab_size = data.vocab_size
-            elif size < data.vocab_size:
-                raise UserError(
-                    f"backbone.vocab_size is {size}, but the data's tokenizer has {data.vocab_size} tokens; "
-                    "leave vocab_size out or prepare the data with the model's tokenizer"
-                )
-            self.mask_id = data.mask_id if self.mask_id is None else self.mask_id
-        if self.mask_id is None:
-            raise UserError("model.mask_id is not set; give it, or give data whose tokenizer tells it")
-        if not 0 <= self.mask_id < self.backbone.vocabulary:
-            raise UserError(
-                f"model.mask_id {self.mask_id} lies outside the vocabulary 0..{self.backbone.vocabulary - 1}"
-            )
+@torch.no_grad()
+def copy_weights(source: Backbone, target: Backbone) -> None:
+    """Copy the parameters of one net into another that is built and sharded the same way."""
+    for to, by in zip(target.parameters(), source.parameters(), strict=True):
+        to.copy_(by)
 
-    def _take_architecture(self, start: str, data: Any) -> None:
-        """What is not set, from the checkpoint that the run goes on from, else from the one that it starts from."""
-        backbone, mask_id = architecture(self.resumes_from, start, data)
-        if self.backbone is None:
-            self.backbone = backbone
-        elif self.backbone.vocab_size is None:
-            self.backbone.vocab_size = backbone.vocab_size
-        self.mask_id = mask_id if self.mask_id is None else self.mask_id
 
-    def configure_model(self) -> None:
-        """Build the net (and its average); without a trainer, only when a checkpoint has said what it is."""
-        if self.net is None and (self._trainer is not None or self.restored):
-            begins = self.resumes_from is None and not self.restored
-            self.net = self._build(self.init_from if begins else None, self.lora)
-            if self.keep_ema:
-                self.ema = self.frozen_twin()
+def architecture(resumed: str | Path | None, start: str, data: Any) -> tuple[BackboneConfig, int | None]:
+    """Read the backbone of a run that starts from a checkpoint, and its mask token.
 
-    def frozen_twin(self) -> Backbone:
-        """A second, frozen, equally sharded copy of the net."""
-        twin = self._build(lora=self.lora).requires_grad_(False)
-        with torch.no_grad():
-            for mine, its in zip(twin.parameters(), self.trained.parameters(), strict=True):
-                mine.copy_(its)
-        return twin
+    Args:
+        resumed: the run's own checkpoint, if it goes on from one: then ``start`` may be gone.
+        start: ``model.init_from``.
+        data: the datamodule; None for none.
 
-    @property
-    def trained(self) -> Backbone:
-        """The net that the optimiser moves, once it is built."""
-        assert self.net is not None, "the net is built when a trainer (or load_from_checkpoint) configures the module"
-        return self.net
+    Raises:
+        UserError: there is no such checkpoint, or the data were prepared with another tokenizer.
+    """
+    if resumed is not None:
+        path = Path(resumed)
+        sharded = path.is_dir()
+        saved = torch.load(path / META if sharded else path, map_location="cpu", mmap=not sharded, weights_only=True)
+        if "backbone" not in saved:
+            raise UserError(f"{path} was not written by lit_llada: it does not say what its backbone is")
+        return BackboneConfig(**saved["backbone"]), saved["mask_id"]
+    source = open_source(start)
+    if (tokenizer := getattr(data, "tokenizer", None)) is not None:
+        check_vocabulary(source, tokenizer)
+    return copy.copy(source.config), source.mask_id
 
-    @property
-    def denoiser(self) -> Backbone:
-        """What samples and is validated: the averaged weights if there are any."""
-        return self.trained if self.ema is None else self.ema
 
-    @property
-    def mask_token(self) -> int:
-        """``mask_id``, once it is known."""
-        assert self.mask_id is not None, "mask_id is known after setup"
-        return self.mask_id
+def complete(
+    backbone: BackboneConfig | None, mask_id: int | None, start: tuple[BackboneConfig, int | None] | None, data: Any
+) -> tuple[BackboneConfig, int]:
+    """Fill in what the options leave open, first from the checkpoint, then from the data, and check that all agree.
 
-    def _compiles(self) -> bool:
-        if self.compile_blocks != "auto":
-            return self.compile_blocks
-        return self._trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+    Args:
+        backbone: ``model.backbone``; None leaves it to the checkpoint.
+        mask_id: ``model.mask_id``; None leaves it to the checkpoint or the data.
+        start: the checkpoint's backbone and mask token, from :func:`architecture`; None for no checkpoint.
+        data: the datamodule; None for none.
 
-    def _build(self, weights: str | None = None, lora: LoRA | None = None) -> Backbone:
-        """A net on the meta device, parallelised, and only then real: freshly drawn, or read from a checkpoint."""
-        with torch.device("meta"):
-            net = Backbone(self.backbone, self.attention)
-        if lora is not None:
-            add_adapters(net, lora)
-        net.checkpointing = self.checkpointing
-        net.residual = torch.bfloat16 if self.residual == "bfloat16" else None
-        if self._compiles():
-            compile_blocks(net)
-        mesh, device = self._device_mesh, torch.device("cpu")
-        if mesh is not None:
-            shard(net, mesh["data_parallel"], mixed=self.trainer.precision == "bf16-mixed")
-            device = self.trainer.strategy.root_device
-        net.to_empty(device=device)
-        if weights is None:
-            net.init_weights()
-        else:
-            load_into(net, weights)
-            self.start_digest = weight_digest(net)
-        if lora is not None:
-            init_adapters(net)
-        return net
+    Raises:
+        UserError: something is still open, or the vocabularies do not fit.
+    """
+    if start is not None:
+        backbone = start[0] if backbone is None else _with_vocabulary(backbone, start[0].vocab_size)
+        mask_id = start[1] if mask_id is None else mask_id
+    if backbone is None:
+        raise UserError("model.backbone is not set; add a model overlay, or give model.init_from")
+    if data is not None:
+        backbone = _with_vocabulary(backbone, data.vocab_size)
+        mask_id = data.mask_id if mask_id is None else mask_id
+        check_vocabulary_size(backbone, data.vocab_size)
+    if mask_id is None:
+        raise UserError("model.mask_id is not set; give it, or give data whose tokenizer tells it")
+    check_mask_token(backbone, mask_id)
+    return backbone, mask_id
+
+
+def _with_vocabulary(backbone: BackboneConfig, size: int | None) -> BackboneConfig:
+    """The same backbone with a vocabulary of this size, if it has none yet."""
+    return backbone if backbone.vocab_size is not None else replace(backbone, vocab_size=size)

@@ -66,3 +66,13 @@ def predict(net: Backbone, batch: AnswerBatch, masked: Masked, mask_id: int, wei
         loss, nll, router = net.weighted_nll(noisy, batch.tokens, positions, weight[sample], visible)
     where = torch.zeros_like(batch.tokens, dtype=torch.bool).flatten().index_fill(0, positions, True)
     return Predicted(nll, sample, where.view_as(batch.tokens), router, loss)
+
+
+def sum_over_answers(found: Predicted, samples: int) -> Tensor:
+    """``[S]`` sums of log p over the masked tokens of each answer."""
+    return -found.nll.new_zeros(samples).index_add(0, found.sample, found.nll)
+
+
+def pairs_of(batch: AnswerBatch) -> Tensor:
+    """``[P]`` bool: pairs that count; others only fill a batch up."""
+    return (batch.lengths > 0).view(2, -1)[0]

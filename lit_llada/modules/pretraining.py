@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal
 
 from torch import Tensor
 
-from lit_llada.backbone.attention import AttentionMask
+from lit_llada.backbone.attention import AttentionMask, Backend
+from lit_llada.backbone.config import BackboneConfig
 from lit_llada.data.batch import Batch
 from lit_llada.modules.base import DiffusionModule, StepOutput
 from lit_llada.objectives.diffusion import bound_weights
 from lit_llada.objectives.noise import Masking, TimeSampler, mask_tokens, random_length, sample_times
+from lit_llada.training.lora import LoRA
+from lit_llada.training.optimizers import OptimizerName
+from lit_llada.training.schedules import Schedule
 
 VALIDATION_STRATA = 64  # validation times are always stratified, and the same in every validation
 
@@ -25,20 +29,53 @@ class PretrainingModule(DiffusionModule):
         eps: smallest masking probability.
         random_length: share of steps whose rows are cut to a random length.
         document_mask: documents that share a row do not see each other (LLaDA lets them).
-        **options: of :class:`DiffusionModule`.
     """
 
     def __init__(
         self,
-        *args: Any,
+        backbone: BackboneConfig | None = None,
+        init_from: str | None = None,
+        lora: LoRA | None = None,
+        lr: float = 4e-4,
+        weight_decay: float = 0.1,
+        betas: list[float] = [0.9, 0.95],  # noqa: B006  (jsonargparse shows it; nobody writes to it)
+        optimizer: OptimizerName = "adamw",
+        schedule: Schedule = Schedule(),  # noqa: B008
+        balance_weight: float = 0.01,
+        z_weight: float = 0.001,
+        attention: Backend = "auto",
+        checkpointing: bool = False,
+        compile: bool | Literal["auto"] = "auto",
+        residual: Literal["float32", "bfloat16"] = "float32",
+        nonfinite: Literal["stop", "skip"] = "stop",
+        seed: int | None = None,
+        mask_id: int | None = None,
+        *,
         time_sampler: TimeSampler = "iid",
         masking: Masking = "bernoulli",
         eps: float = 1e-3,
         random_length: float = 0.01,
         document_mask: bool = False,
-        **options: Any,
     ) -> None:
-        super().__init__(*args, **options)
+        super().__init__(
+            backbone=backbone,
+            init_from=init_from,
+            lora=lora,
+            lr=lr,
+            weight_decay=weight_decay,
+            betas=betas,
+            optimizer=optimizer,
+            schedule=schedule,
+            balance_weight=balance_weight,
+            z_weight=z_weight,
+            attention=attention,
+            checkpointing=checkpointing,
+            compile=compile,
+            residual=residual,
+            nonfinite=nonfinite,
+            seed=seed,
+            mask_id=mask_id,
+        )
         self.time_sampler, self.masking, self.eps = time_sampler, masking, eps
         self.random_length, self.document_mask = random_length, document_mask
 
@@ -48,7 +85,7 @@ class PretrainingModule(DiffusionModule):
         t = sample_times(batch.keys, self.seed, sampler=self.time_sampler, strata=strata)
         output = self._denoise(batch, t, self.seed, length)
         output["loss"] = self.sum_up(output["loss"], output["count"], output["router_logits"])
-        self._keys.append(batch.keys)
+        self.add_keys(batch.keys)
         return output
 
     def validation_step(self, batch: Batch, batch_idx: int) -> StepOutput:

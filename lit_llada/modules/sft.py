@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from lit_llada.backbone.attention import Backend
+from lit_llada.backbone.config import BackboneConfig
 from lit_llada.data.batch import AnswerBatch
 from lit_llada.errors import UserError
 from lit_llada.modules.base import DiffusionModule, StepOutput
@@ -14,6 +16,9 @@ from lit_llada.modules.predict import locate, predict
 from lit_llada.modules.pretraining import VALIDATION_STRATA
 from lit_llada.objectives.diffusion import Normalize, answer_weights
 from lit_llada.objectives.noise import Masking, TimeSampler, mask_tokens, sample_times
+from lit_llada.training.lora import LoRA
+from lit_llada.training.optimizers import OptimizerName
+from lit_llada.training.schedules import Schedule
 
 
 class SFTModule(DiffusionModule):
@@ -27,7 +32,6 @@ class SFTModule(DiffusionModule):
         time_sampler: ``iid`` as in the paper; ``stratified`` over the global batch or ``antithetic`` pairs.
         masking: ``bernoulli`` as in the paper, or ``fixed_count``.
         eps: smallest masking probability.
-        **options: of :class:`DiffusionModule`.
 
     Raises:
         UserError: a band outside 0..1.
@@ -37,16 +41,50 @@ class SFTModule(DiffusionModule):
 
     def __init__(
         self,
-        *args: Any,
+        backbone: BackboneConfig | None = None,
+        init_from: str | None = None,
+        lora: LoRA | None = None,
+        lr: float = 4e-4,
+        weight_decay: float = 0.1,
+        betas: list[float] = [0.9, 0.95],  # noqa: B006  (jsonargparse shows it; nobody writes to it)
+        optimizer: OptimizerName = "adamw",
+        schedule: Schedule = Schedule(),  # noqa: B008
+        balance_weight: float = 0.01,
+        z_weight: float = 0.001,
+        attention: Backend = "auto",
+        checkpointing: bool = False,
+        compile: bool | Literal["auto"] = "auto",
+        residual: Literal["float32", "bfloat16"] = "float32",
+        nonfinite: Literal["stop", "skip"] = "stop",
+        seed: int | None = None,
+        mask_id: int | None = None,
+        *,
         normalize: Normalize = "sequence",
         band: list[float] = [0.0, 1.0],  # noqa: B006  (shown by the command line; nobody writes to it)
         complementary: bool = False,
         time_sampler: TimeSampler = "iid",
         masking: Masking = "bernoulli",
         eps: float = 1e-3,
-        **options: Any,
     ) -> None:
-        super().__init__(*args, **options)
+        super().__init__(
+            backbone=backbone,
+            init_from=init_from,
+            lora=lora,
+            lr=lr,
+            weight_decay=weight_decay,
+            betas=betas,
+            optimizer=optimizer,
+            schedule=schedule,
+            balance_weight=balance_weight,
+            z_weight=z_weight,
+            attention=attention,
+            checkpointing=checkpointing,
+            compile=compile,
+            residual=residual,
+            nonfinite=nonfinite,
+            seed=seed,
+            mask_id=mask_id,
+        )
         if len(band) != 2 or not 0 <= band[0] < band[1] <= 1:
             raise UserError(f"model.band is {band}; give two noise levels, as in [0.3, 0.8]")
         self.normalize, self.band, self.complementary = normalize, band, complementary
@@ -57,7 +95,7 @@ class SFTModule(DiffusionModule):
         t = sample_times(batch.keys, self.seed, sampler=self.time_sampler, strata=strata)
         output = self._denoise(batch, self.band[0] + (self.band[1] - self.band[0]) * t, self.seed)
         output["loss"] = self.sum_up(output["loss"], output["count"], output["router_logits"])
-        self._keys.append(batch.keys)
+        self.add_keys(batch.keys)
         return output
 
     def validation_step(self, batch: AnswerBatch, batch_idx: int) -> StepOutput:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lit_llada.backbone.attention import Backend
+from lit_llada.backbone.config import BackboneConfig
 from lit_llada.backbone.transformer import Backbone
 from lit_llada.data.batch import AnswerBatch
 from lit_llada.errors import UserError
 from lit_llada.modules.base import DiffusionModule, StepOutput
 from lit_llada.modules.cached_reference import SPLITS, CachedReference
-from lit_llada.modules.predict import Predicted, locate, predict
+from lit_llada.modules.predict import Predicted, locate, pairs_of, predict, sum_over_answers
 from lit_llada.objectives.coupling import draw_pairs
 from lit_llada.objectives.preference import (
     Draws,
@@ -24,7 +26,9 @@ from lit_llada.objectives.preference import (
     score_variance,
     two_pass,
 )
-from lit_llada.training.lora import adapters_off
+from lit_llada.training.lora import LoRA, adapters_off
+from lit_llada.training.optimizers import OptimizerName
+from lit_llada.training.schedules import Schedule
 
 # What is logged of the pairs beside the loss; with several draws also the variance of the scores.
 JUDGED = (
@@ -58,7 +62,6 @@ class VRPOModule(DiffusionModule):
         reference: file of ``lit-llada reference``: what the reference says of every pair, so that only one model is in
             memory; implies ``noise: record``. None asks a frozen twin at every step, or with ``lora`` the policy's own
             net without its adapters.
-        **options: of :class:`DiffusionModule`; ``init_from`` is also the reference.
 
     Raises:
         UserError: no ``init_from``; before the first step, a reference that does not fit.
@@ -68,16 +71,50 @@ class VRPOModule(DiffusionModule):
 
     def __init__(
         self,
-        *args: Any,
+        backbone: BackboneConfig | None = None,
+        init_from: str | None = None,
+        lora: LoRA | None = None,
+        lr: float = 4e-4,
+        weight_decay: float = 0.1,
+        betas: list[float] = [0.9, 0.95],  # noqa: B006  (jsonargparse shows it; nobody writes to it)
+        optimizer: OptimizerName = "adamw",
+        schedule: Schedule = Schedule(),  # noqa: B008
+        balance_weight: float = 0.01,
+        z_weight: float = 0.001,
+        attention: Backend = "auto",
+        checkpointing: bool = False,
+        compile: bool | Literal["auto"] = "auto",
+        residual: Literal["float32", "bfloat16"] = "float32",
+        nonfinite: Literal["stop", "skip"] = "stop",
+        seed: int | None = None,
+        mask_id: int | None = None,
+        *,
         estimator: Estimator = Estimator(),  # noqa: B008  (frozen)
         beta: float = 0.2,
         kind: Literal["dpo", "ipo"] = "dpo",
         sft_weight: float = 0.05,
         noise: Literal["fresh", "record"] = "fresh",
         reference: str | None = None,
-        **options: Any,
     ) -> None:
-        super().__init__(*args, **options)
+        super().__init__(
+            backbone=backbone,
+            init_from=init_from,
+            lora=lora,
+            lr=lr,
+            weight_decay=weight_decay,
+            betas=betas,
+            optimizer=optimizer,
+            schedule=schedule,
+            balance_weight=balance_weight,
+            z_weight=z_weight,
+            attention=attention,
+            checkpointing=checkpointing,
+            compile=compile,
+            residual=residual,
+            nonfinite=nonfinite,
+            seed=seed,
+            mask_id=mask_id,
+        )
         if self.init_from is None:
             raise UserError("model.init_from is not set: VRPO starts from a fine-tuned checkpoint and is tied to it")
         self.estimator, self.beta, self.kind, self.sft_weight = estimator, beta, kind, sft_weight
@@ -92,7 +129,7 @@ class VRPOModule(DiffusionModule):
         # and beneath its adapters the policy stays what it starts as.
         needed = self._trainer is not None and not self.trainer.predicting and self.lora is None
         if needed and self.reference is None and not self._twin:
-            self._twin = [self._build(self.init_from).requires_grad_(False).eval()]
+            self._twin = [self.build(self.init_from).requires_grad_(False).eval()]
 
     def on_train_start(self) -> None:
         super().on_train_start()
@@ -118,7 +155,7 @@ class VRPOModule(DiffusionModule):
 
     def training_step(self, batch: AnswerBatch, batch_idx: int) -> StepOutput:
         """Masks, the reference, two passes of the policy; the last draw's gradient is left to Lightning."""
-        if not self._keys:  # the first micro-batch of a step
+        if not self._step.keys:  # the first micro-batch of a step
             self.zero_grad(set_to_none=True)
         draws, count = self.draw(batch, "train"), pairs_of(batch).sum()
         places = locate(batch, draws.masked)
@@ -144,7 +181,7 @@ class VRPOModule(DiffusionModule):
         rest, sums = two_pass(log_likelihood, self.estimator.draws, loss, parts, weighted)
         for name, total in self.judge(draws, sums, reference, batch).items():
             self.add_up(name, total, count if name == "loss" else None)
-        self._keys.append(batch.keys)
+        self.add_keys(batch.keys)
         return _output(rest, count, batch, found)
 
     def _router_share(self, found: Predicted, count: Tensor) -> Tensor | None:
@@ -223,16 +260,6 @@ class VRPOModule(DiffusionModule):
             values["score_variance"] = own + its
         real = pairs_of(batch)
         return {name: (value * real).sum() for name, value in values.items()}
-
-
-def sum_over_answers(found: Predicted, samples: int) -> Tensor:
-    """``[S]`` sums of log p over the masked tokens of each answer."""
-    return -found.nll.new_zeros(samples).index_add(0, found.sample, found.nll)
-
-
-def pairs_of(batch: AnswerBatch) -> Tensor:
-    """``[P]`` bool: pairs that count; others only fill a batch up."""
-    return (batch.lengths > 0).view(2, -1)[0]
 
 
 def _output(loss: Tensor, count: Tensor, batch: AnswerBatch, found: Predicted) -> StepOutput:

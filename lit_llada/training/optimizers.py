@@ -55,6 +55,15 @@ def make_optimizer(
     return MuonWithAdamW([{"params": groups["muon"], "weight_decay": weight_decay, "muon": True, "lr": lr}, *adamw])
 
 
+def set_options(optimizer: Optimizer, lr: float, weight_decay: float, betas: tuple[float, float]) -> None:
+    """Give every group of an optimiser from :func:`make_optimizer` these options; what did not decay still does not."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+        group["weight_decay"] = weight_decay if group["weight_decay"] else 0.0
+        if "betas" in group:
+            group["betas"] = betas
+
+
 class MuonWithAdamW(Optimizer):
     """torch's Muon on the groups marked ``muon``, torch's fused AdamW on the others, behind one state dict.
 

@@ -107,8 +107,8 @@ def test_gradient_is_that_of_the_definition(
     loss = -(0.2 * margin).sigmoid().log() if kind == "dpo" else (margin - 1 / 0.4) ** 2
     loss = (loss - 0.05 * elbo[:4] / batch.lengths[:4]).sum()
     assert float(margin.abs().min()) > 0.01
-    torch.testing.assert_close(module._sums["loss"], loss.detach(), rtol=1e-12, atol=0)
-    torch.testing.assert_close(module._sums["score"], 0.2 * margin.sum().detach(), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(module._step.sums["loss"], loss.detach(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(module._step.sums["score"], 0.2 * margin.sum().detach(), rtol=1e-10, atol=1e-10)
     (loss + output["count"] * routers / 4).backward()
     for mine, exact in zip(found, gradient(module), strict=True):
         torch.testing.assert_close(mine, exact, rtol=0, atol=1e-10)
@@ -141,7 +141,7 @@ def test_two_passes_equal_one_over_accumulated_batches(
         for i, batch in enumerate(batches):
             (module.training_step(batch, i)["loss"] / 2).backward()
         grads.append(gradient(module))
-        sums.append(module._sums)
+        sums.append(module._step.sums)
     for mine, exact in zip(*grads, strict=True):
         torch.testing.assert_close(mine, exact, rtol=0, atol=1e-10)
     assert sums[0].keys() == sums[1].keys()
@@ -203,10 +203,10 @@ def test_scores_are_exactly_zero_at_the_start_if_noise_is_shared(
     batch = batch_of(pairs)
     module = built(starts[net], estimator=Estimator(4))
     module.training_step(batch, 0)
-    assert float(module._sums["score"]) == float(module._sums["score_variance"]) == 0
+    assert float(module._step.sums["score"]) == float(module._step.sums["score_variance"]) == 0
     apart = built(starts[net], estimator=Estimator(4, shared=False))
     apart.training_step(batch, 0)
-    assert abs(float(apart._sums["score"])) > 1e-3
+    assert abs(float(apart._step.sums["score"])) > 1e-3
 
 
 def test_pairs_that_only_fill_a_batch_up_count_nowhere(pairs: Path, starts: dict[str, Path]) -> None:
@@ -242,5 +242,5 @@ def test_the_trainer_takes_the_whole_gradient(
     data.setup()
     for i, batch in zip(range(2), data.training_loader(), strict=False):
         module.training_step(batch, i)["loss"].backward()
-    norm = torch.stack([g.square().sum() for g in gradient(module)]).sum().sqrt() / module._sums["count"]
+    norm = torch.stack([g.square().sum() for g in gradient(module)]).sum().sqrt() / module._step.sums["count"]
     assert curve.values[-1]["train/grad_norm"] == pytest.approx(float(norm), rel=1e-5)

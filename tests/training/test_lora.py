@@ -195,13 +195,13 @@ def test_vrpo_steps_as_with_a_second_net(pairs, tmp_path, config, moved) -> None
         for _ in range(2):  # the second step has other adapters than the first
             module._start_sums()
             module.training_step(batch, 0)["loss"].backward()
-            steps.append([*gradient(module), *module._sums.values()])
+            steps.append([*gradient(module), *module._step.sums.values()])
             with torch.no_grad():
                 for p in module.trained.parameters():
                     p.sub_(0 if p.grad is None else 0.01 * p.grad)
     for one, two in zip(steps[:2], steps[2:], strict=True):
         assert len(one) == len(two) and all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
-    assert float(module._sums["kl_proxy"].abs()) > 0, "policy and reference are one"
+    assert float(module._step.sums["kl_proxy"].abs()) > 0, "policy and reference are one"
 
 
 @pytest.fixture
