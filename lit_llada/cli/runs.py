@@ -21,8 +21,19 @@ from lit_llada.callbacks.step_checkpoint import checkpoints
 from lit_llada.errors import UserError
 
 # Options that say how to run, not what: they do not make another run, and a run may be resumed with others.
-_HOW = ("trainer.", "checkpoint.", "throughput.", "data.num_workers", "ckpt_path", "run_dir", "print_config", "out")
-
+_HOW = (
+    "trainer.",
+    "checkpoint.",
+    "throughput.",
+    "progress.",
+    "data.num_workers",
+    "ckpt_path",
+    "run_dir",
+    "print_config",
+    "out",
+)
+# Options that change nothing in a run, and which older versions may not have.
+_NOT_OF_RUN = ("ckpt_path", "progress.")
 
 # Options of version 0.1.0 -> their names today.
 RENAMED = {"exact_match.per_template": "exact_match.per_task"}
@@ -106,8 +117,8 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     for older, name in RENAMED.items():
         after.pop(older, None)
         before[name] = before.pop(older, None) or before.get(name)
-    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys if key != "ckpt_path"]
+    keys = [key for key in {**before, **after} if before.get(key) != after.get(key) and not key.startswith(_NOT_OF_RUN)]
+    return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys]
 
 
 def report(trainer: Any, module: Any, run_dir: str, seconds: float) -> None:

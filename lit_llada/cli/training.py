@@ -19,12 +19,13 @@ import yaml
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.console import Console
 
 from lit_llada.backbone.config import BackboneConfig
 from lit_llada.callbacks.ema import EMA
 from lit_llada.callbacks.exact_match import ExactMatch
 from lit_llada.callbacks.noise_curve import NoiseCurve
-from lit_llada.callbacks.progress import Progress
+from lit_llada.callbacks.progress import Progress, ProgressLines, shows_bars
 from lit_llada.callbacks.provenance import Provenance
 from lit_llada.callbacks.router import RouterLoad
 from lit_llada.callbacks.samples import SampleLogger
@@ -129,6 +130,7 @@ class TrainingCLI(LightningCLI):
                 f"--{name}.enabled", type=bool, default=name not in OFF_BY_DEFAULT, help=f"use {callback.__name__}"
             )
             parser.add_class_arguments(callback, name, fail_untyped=False, instantiate=False, skip={"folder"})
+        parser.add_class_arguments(ProgressLines, "progress", instantiate=False)  # off: trainer.enable_progress_bar
 
     def before_instantiate_classes(self) -> None:
         if self.config.trainer.default_root_dir is not None:
@@ -160,7 +162,8 @@ class TrainingCLI(LightningCLI):
             if enabled and not (name == "checkpoint" and chosen.fast_dev_run):
                 ours.append(callback(**options))
         if chosen.enable_progress_bar is not False:
-            ours.append(Progress())
+            lines = ProgressLines(**self.config_init["progress"].as_dict())
+            ours.append(Progress() if shows_bars(Console()) else lines)
         theirs = chosen.callbacks or []
         kwargs |= {
             "callbacks": [*(theirs if isinstance(theirs, list) else [theirs]), *ours],

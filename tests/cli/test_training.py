@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -136,6 +137,38 @@ def test_a_finished_run_says_so_and_reports_again(fit: Run) -> None:
     assert status == 0
     assert "nothing left to train: trainer.max_steps is 4" in out
     assert "upper bound" in out
+
+
+LINES = ("--trainer.enable_progress_bar", "true", "--progress.every_n_steps")
+
+
+def test_a_run_whose_output_is_no_terminal_prints_lines(fit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as CI services do; rich takes that for a terminal
+    _, out, _ = fit(*LINES, "3")
+    said = [line for line in out.splitlines() if line.startswith("step ")]
+    assert [line.split(" | ")[0] for line in said] == [f"step {n} of 4" for n in (2, 3, 4, 4)]
+    assert ["validated" in line for line in said] == [True, False, False, True]
+    assert re.fullmatch(r"step 3 of 4 \| loss [\d.]+ \| bits/byte [\d.]+ \| [\d,]+ tokens/s \| 0:00:\d\d left", said[1])
+    assert "Training" not in out and "━" not in out.partition("step 4 of 4")[0]
+
+
+def test_a_terminal_gets_the_bar(fit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    _, out, _ = fit(*LINES, "1")
+    assert "Training" in out and "4/4" in out and "step 1 of 4" not in out
+
+
+def test_neither_bar_nor_line_where_none_is_wanted(fit: Run) -> None:
+    _, out, _ = fit("--progress.every_n_steps", "1")
+    assert "step 1 of 4" not in out and "Training" not in out
+
+
+def test_how_progress_is_shown_makes_no_other_run(fit: Run) -> None:
+    fit()
+    status, out, _ = fit("--progress.every_n_steps", "1", "--trainer.max_steps", "6")
+    assert status == 0 and "going on from runs/tiny" in out
+    assert [line for line in out.splitlines() if "changed:" in line] == ["  changed: trainer.max_steps: 4 -> 6"]
 
 
 def test_ckpt_path(fit: Run, tmp_path: Path) -> None:
