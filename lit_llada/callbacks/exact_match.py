@@ -122,11 +122,13 @@ class ExactMatch(Looking):
         self.latest = tally(self.questions, right)
         shares = {f"val/exact_match/{name}": hits / asked for name, (hits, asked) in self.latest.items()}
         log_scalars(trainer, {"val/exact_match": sum(right) / len(right), **shares})
-        log_text(trainer, "exact_match/answers", table(self.questions, said, trainer.global_step, self.start or ()))
+        log_text(
+            trainer, "exact_match/answers", replies_table(self.questions, said, trainer.global_step, self.start or ())
+        )
         return said
 
 
-def table(questions: Sequence[Question], now: Sequence[Reply], step: int, before: Sequence[Reply] = ()) -> str:
+def replies_table(questions: Sequence[Question], now: Sequence[Reply], step: int, before: Sequence[Reply] = ()) -> str:
     """A Markdown table of the first questions of each task, with what was answered before (if asked) and now."""
     looks = {"before (step 0)": before, f"now (step {step})": now} if before else {f"now (step {step})": now}
     heads = ["task", "prompt", "wanted", *looks]

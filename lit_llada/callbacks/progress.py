@@ -8,7 +8,7 @@ import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
 
 
-class Progress(RichProgressBar):
+class ProgressBar(RichProgressBar):
     """Lightning's bar from 0 to ``max_steps``, also after a resume, with the loss and the last validation beside it."""
 
     @property

@@ -108,7 +108,7 @@ class SampleLogger(Looking):
             return str(tokenizer.decode([token], MASK, END))
 
         film = self._write_film(trainer, traces, piece)
-        log_text(trainer, "samples/texts", f"{table(self.latest, self.start)}{film}")
+        log_text(trainer, "samples/texts", f"{samples_table(self.latest, self.start)}{film}")
         for name, trace in traces.items():
             log_text(trainer, f"samples/{name}", transcript(trace, tokenizer))
             title = f"{name.replace('_', ' ')} · training step {trainer.global_step}"
@@ -192,7 +192,7 @@ def transcript(trace: Trace, tokenizer: Any) -> str:
     return "\n".join(["~~~~", *lines, "~~~~"])
 
 
-def table(now: dict[str, str], before: dict[str, str] | None = None) -> str:
+def samples_table(now: dict[str, str], before: dict[str, str] | None = None) -> str:
     """A Markdown table of texts, with nothing in them taken for Markdown or HTML; beside each what it was before."""
     looks = {"before": before, "now": now} if before else {"text": now}
     rows = [["sample", *looks], ["---"] * (1 + len(looks))]

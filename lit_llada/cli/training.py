@@ -24,7 +24,7 @@ from lit_llada.backbone.config import BackboneConfig
 from lit_llada.callbacks.ema import EMA
 from lit_llada.callbacks.exact_match import ExactMatch
 from lit_llada.callbacks.noise_curve import NoiseCurve
-from lit_llada.callbacks.progress import Progress
+from lit_llada.callbacks.progress import ProgressBar
 from lit_llada.callbacks.provenance import Provenance
 from lit_llada.callbacks.router import RouterLoad
 from lit_llada.callbacks.samples import SampleLogger
@@ -160,7 +160,7 @@ class TrainingCLI(LightningCLI):
             if enabled and not (name == "checkpoint" and chosen.fast_dev_run):
                 ours.append(callback(**options))
         if chosen.enable_progress_bar is not False:
-            ours.append(Progress())
+            ours.append(ProgressBar())
         theirs = chosen.callbacks or []
         kwargs |= {
             "callbacks": [*(theirs if isinstance(theirs, list) else [theirs]), *ours],

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class Question(NamedTuple):
+class KnownAnswer(NamedTuple):
     """A prompt and the one text that answers it."""
 
     prompt: str
@@ -142,7 +142,7 @@ def _draw_rule(axes: Any, count: Count, line: Sequence[Point]) -> None:
 
 def calibrate(
     checkpoint: Checkpoint | str | Path,
-    questions: Sequence[Question] | Sequence[tuple[str, str]] | str,
+    questions: Sequence[KnownAnswer] | Sequence[tuple[str, str]] | str,
     plan: Plan | str | None = None,
     *,
     new_tokens: int = 128,
@@ -173,7 +173,7 @@ def calibrate(
     loaded = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
     if loaded.tokenizer is None:
         raise UserError("calibrate: the checkpoint has no tokenizer; give load_checkpoint(..., tokenizer=PATH)")
-    known = read_questions(questions) if isinstance(questions, str) else [Question(*each) for each in questions]
+    known = read_questions(questions) if isinstance(questions, str) else [KnownAnswer(*each) for each in questions]
     if not isinstance(plan, Plan):
         plan = choose_plan(plan, loaded.generation)
     template = template_of(loaded, chat if isinstance(chat, str) else None) if chat else None
@@ -184,7 +184,7 @@ def calibrate(
 
 def sweep(
     checkpoint: Checkpoint,
-    questions: Sequence[Question],
+    questions: Sequence[KnownAnswer],
     settings: Settings,
     template: ChatTemplate | None = None,
     *,
@@ -203,11 +203,11 @@ def sweep(
     points = []
     for plan in plans:
         found = dict(islice(numbered, len(prompts)))
-        points.append(score(plan, questions, [found[number] for number in range(len(prompts))]))
+        points.append(measure_plan(plan, questions, [found[number] for number in range(len(prompts))]))
     return Calibration(points, choose_point(points, tolerance), tolerance, settings)
 
 
-def read_questions(file: str) -> list[Question]:
+def read_questions(file: str) -> list[KnownAnswer]:
     """JSONL with ``prompt`` and ``answer``.
 
     Raises:
@@ -216,7 +216,7 @@ def read_questions(file: str) -> list[Question]:
     lines = [line for line in read_text(file).splitlines() if line.strip()]
     if not lines:
         raise UserError(f"{file} is empty; write one object a line, with prompt and answer")
-    return [Question(r["prompt"], r["answer"]) for r in parse_records(lines, file, ("prompt", "answer"))]
+    return [KnownAnswer(r["prompt"], r["answer"]) for r in parse_records(lines, file, ("prompt", "answer"))]
 
 
 def plans_to_try(plan: Plan, counts: Sequence[Count], bounds: Sequence[float] | None) -> list[Plan]:
@@ -236,7 +236,7 @@ def plans_to_try(plan: Plan, counts: Sequence[Count], bounds: Sequence[float] | 
     return [one, *(change_plan(plan, steps=None, count=count, bound=bound) for count, bound in tried)]
 
 
-def score(plan: Plan, questions: Sequence[Question], samples: Sequence[Sample]) -> Point:
+def measure_plan(plan: Plan, questions: Sequence[KnownAnswer], samples: Sequence[Sample]) -> Point:
     """Exact match, blanks at both ends left out."""
     pairs = zip(samples, questions, strict=True)
     right = sum(sample.text.strip() == question.answer.strip() for sample, question in pairs)

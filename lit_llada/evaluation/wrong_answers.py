@@ -11,8 +11,8 @@ from typing import NamedTuple
 from lit_llada.evaluation.exact_match import Question, Reply, by_task, shuffled
 
 # Questions and their noise -> the number of each and its reply, in any order.
-Answer = Callable[[list[Question], list[int]], Iterable[tuple[int, Reply]]]
-Ask = Callable[[list[int]], dict[int, list[Reply]]]  # numbers of questions -> what was answered to each
+Answerer = Callable[[list[Question], list[int]], Iterable[tuple[int, Reply]]]
+Asker = Callable[[list[int]], dict[int, list[Reply]]]  # numbers of questions -> what was answered to each
 COUNTED = ("prompts", "drawn", "right", "wrong", "unended", "kept")
 
 
@@ -29,7 +29,7 @@ class Found(NamedTuple):
     counts: dict[str, dict[str, int]]
 
 
-def asker(questions: Sequence[Question], answer: Answer, samples: int, seed: int) -> Ask:
+def asker(questions: Sequence[Question], answer: Answerer, samples: int, seed: int) -> Asker:
     """Ask each question ``samples`` times; the noise depends on the seed, the question's number and the sample's."""
 
     def ask(numbers: list[int]) -> dict[int, list[Reply]]:
@@ -43,7 +43,7 @@ def asker(questions: Sequence[Question], answer: Answer, samples: int, seed: int
 
 def find_wrong(
     questions: Sequence[Question],
-    ask: Ask,
+    ask: Asker,
     size: int,
     limit: int,
     seed: int,
@@ -54,7 +54,7 @@ def find_wrong(
 
     Args:
         questions: of all tasks.
-        ask: see :data:`Ask`.
+        ask: see :data:`Asker`.
         size: pairs at most. A task that has too few leaves its share to the others.
         limit: prompts at most, shared evenly among the tasks.
         seed: of the order of the prompts.

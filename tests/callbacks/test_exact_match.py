@@ -17,7 +17,7 @@ from tensorboard.plugin_util import markdown_to_safe_html
 from lit_llada.backbone.config import BackboneConfig
 from lit_llada.backbone.transformer import Backbone
 from lit_llada.callbacks.ema import EMA
-from lit_llada.callbacks.exact_match import ExactMatch, table
+from lit_llada.callbacks.exact_match import ExactMatch, replies_table
 from lit_llada.checkpoint.own import write_run
 from lit_llada.checkpoint.source import read_files
 from lit_llada.data.answer_datamodule import AnswerDataModule
@@ -158,10 +158,10 @@ def test_an_answer_is_not_markup() -> None:
         Question([1], "c", 1, "q", "t_1"),
     ]
     said = [Reply("<b>d</b>\n", True), Reply("c", True), Reply("e", False)]
-    shown = markdown_to_safe_html(table(asked, said, 7))
+    shown = markdown_to_safe_html(replies_table(asked, said, 7))
     assert "<td>a|*b*</td>" in shown and "<td>✗ &lt;b&gt;d&lt;/b&gt;↵</td>" in shown and "<td>✓ c</td>" in shown
     assert shown.count("<tr>") == 3  # its head and two of the three
-    assert "✗ e … \\(no end\\)" in table(asked[2:], said[2:], 7)
+    assert "✗ e … \\(no end\\)" in replies_table(asked[2:], said[2:], 7)
 
 
 def test_what_cannot_be_asked_is_refused_before_training(

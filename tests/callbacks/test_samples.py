@@ -14,7 +14,7 @@ from lit_llada.backbone.config import BackboneConfig
 from lit_llada.backbone.transformer import Backbone
 from lit_llada.callbacks.ema import EMA
 from lit_llada.callbacks.periodic import evaluating
-from lit_llada.callbacks.samples import SampleLogger, escape, table
+from lit_llada.callbacks.samples import SampleLogger, escape, samples_table
 from lit_llada.errors import UserError
 from lit_llada.sampling.frames import visible
 from lit_llada.sampling.trace import Trace
@@ -139,7 +139,7 @@ def test_every_part_gets_its_mode_back() -> None:
 
 
 def test_sampled_text_is_not_markup() -> None:
-    shown = markdown_to_safe_html(table({"free_1": "a|b *c* <b>d</b> `e` [f](g)\n# h_i_"}))
+    shown = markdown_to_safe_html(samples_table({"free_1": "a|b *c* <b>d</b> `e` [f](g)\n# h_i_"}))
     assert shown.count("<td>") == 2 and "<td>a|b *c* &lt;b&gt;d&lt;/b&gt; `e` [f](g)↵# h_i_</td>" in shown
 
 

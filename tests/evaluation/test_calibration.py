@@ -10,7 +10,14 @@ import pytest
 
 from lit_llada.cli.main import main
 from lit_llada.errors import UserError
-from lit_llada.evaluation.calibration import Point, Question, choose_point, plans_to_try, read_questions, score
+from lit_llada.evaluation.calibration import (
+    KnownAnswer,
+    Point,
+    choose_point,
+    measure_plan,
+    plans_to_try,
+    read_questions,
+)
 from lit_llada.evaluation.intervals import interval
 from lit_llada.sampling.plan import PRESETS, Plan
 from lit_llada.sampling.rules import RULES
@@ -49,9 +56,9 @@ def test_one_token_a_step_comes_first_and_keeps_the_rest_of_the_plan() -> None:
 
 
 def test_an_answer_is_right_if_it_is_the_same_text() -> None:
-    questions = [Question("", "a b"), Question("", " c\n"), Question("", "d")]
+    questions = [KnownAnswer("", "a b"), KnownAnswer("", " c\n"), KnownAnswer("", "d")]
     samples = [Sample("", text, len(text), True, 1, i + 1, 0.1) for i, text in enumerate((" a b", "c", "e"))]
-    found = score(Plan(), questions, samples)
+    found = measure_plan(Plan(), questions, samples)
     assert (found.right, found.asked, found.forwards, found.tokens) == (2, 3, 2.0, 2.0)
 
 
