@@ -32,7 +32,7 @@ def short_figures(values: dict[str, Any]) -> dict[str, Any]:
     return {name: values[key] for key, name in short.items() if key in values}
 
 
-class Progress(RichProgressBar):
+class StepsBar(RichProgressBar):
     """Lightning's bar from 0 to ``max_steps``, also after a resume, with the loss and the last validation beside it."""
 
     @property

@@ -10,7 +10,7 @@ from lit_llada.errors import UserError
 
 USAGE = "lit-llada prepare text INPUT ... --out DIR (or --corpus prose), or lit-llada prepare --check DIR"
 
-KINDS = {
+PREPARERS = {
     "text": ("lit_llada.prepare.documents:prepare_text", "Text and code to tokenizer, chunks and manifest."),
     "chat": ("lit_llada.prepare.conversations:prepare_chat", "Questions with answers, for fine-tuning."),
     "preference": ("lit_llada.prepare.conversations:prepare_preference", "Pairs of answers, better and worse."),
@@ -36,11 +36,11 @@ def prepare(words: list[str]) -> int:
         raise UserError(f"usage: {USAGE}")
     if words[0] == "preference" and any(word.partition("=")[0] == "--from" for word in words):
         return _own_mistakes(words[1:])
-    if words[0] not in KINDS:
-        raise UserError(f"prepare: {words[0]!r} is not a kind of data, as {', '.join(KINDS)} are; {USAGE}")
+    if words[0] not in PREPARERS:
+        raise UserError(f"prepare: {words[0]!r} is not a kind of data, as {', '.join(PREPARERS)} are; {USAGE}")
     from lit_llada.cli.parser import Parser
 
-    kind, (place, description) = words[0], KINDS[words[0]]
+    kind, (place, description) = words[0], PREPARERS[words[0]]
     module, name = place.split(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     parser = Parser(prog=f"lit-llada prepare {kind}", description=description)

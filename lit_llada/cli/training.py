@@ -25,7 +25,7 @@ from lit_llada.backbone.config import BackboneConfig
 from lit_llada.callbacks.ema import EMA
 from lit_llada.callbacks.exact_match import ExactMatch
 from lit_llada.callbacks.noise_curve import NoiseCurve
-from lit_llada.callbacks.progress import Progress, ProgressLines, shows_bars
+from lit_llada.callbacks.progress import ProgressLines, StepsBar, shows_bars
 from lit_llada.callbacks.provenance import Provenance
 from lit_llada.callbacks.router import RouterLoad
 from lit_llada.callbacks.samples import SampleLogger
@@ -163,7 +163,7 @@ class TrainingCLI(LightningCLI):
                 ours.append(callback(**options))
         if chosen.enable_progress_bar is not False:
             lines = ProgressLines(**self.config_init["progress"].as_dict())
-            ours.append(Progress() if shows_bars(Console()) else lines)
+            ours.append(StepsBar() if shows_bars(Console()) else lines)
         theirs = chosen.callbacks or []
         kwargs |= {
             "callbacks": [*(theirs if isinstance(theirs, list) else [theirs]), *ours],

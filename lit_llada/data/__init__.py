@@ -1,1 +1,1 @@
-"""From files to batches: tokenizers, prepared folders, and a loader that resumes exactly."""
+"""From prepared folders to batches, by a loader that resumes exactly."""

@@ -8,7 +8,7 @@ from lit_llada.data.base import PreparedDataModule
 from lit_llada.data.folder import DataFolder
 from lit_llada.data.kinds import KINDS
 from lit_llada.data.layout import AnswerBatches, Eos, Layout, Turns
-from lit_llada.data.order import AnyOrder, Buckets, Order
+from lit_llada.data.order import AnyOrder, Buckets, GlobalOrder
 from lit_llada.data.streaming import RecordRows
 from lit_llada.errors import UserError
 from lit_llada.text.chat_template import ChatTemplate
@@ -105,7 +105,7 @@ class AnswerDataModule(PreparedDataModule):
     def batches(self, split: str, order: AnyOrder) -> AnswerBatches:
         return AnswerBatches(self.rows[split], order, self.eos_id, self.length, seed=self.seed, **self.options())
 
-    def regrouped(self, order: Order) -> AnyOrder:
+    def regrouped(self, order: GlobalOrder) -> AnyOrder:
         if not self.bucketing:
             return order
         return Buckets(order, [folder.lengths["train"].max(1) for folder in self.folders], self.seed)

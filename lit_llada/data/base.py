@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import lightning as L
 
 from lit_llada.data.folder import DataFolder, check_alike, is_remote
-from lit_llada.data.order import AnyOrder, Order
+from lit_llada.data.order import AnyOrder, GlobalOrder
 from lit_llada.data.ranks import agree
 from lit_llada.data.streaming import Batches, Rows, TrainingLoader, ValidationLoader
 from lit_llada.errors import UserError
@@ -78,7 +78,7 @@ class PreparedDataModule(L.LightningDataModule):
         """How keys become batches."""
         raise NotImplementedError
 
-    def regrouped(self, order: Order) -> AnyOrder:
+    def regrouped(self, order: GlobalOrder) -> AnyOrder:
         """The order in which rows are trained on."""
         return order
 
@@ -202,7 +202,7 @@ class PreparedDataModule(L.LightningDataModule):
             folder.check_chunks(self.verify)
         rows = {split: [self.open_rows(folder, split) for folder in folders] for split in ("train", "val")}
         windows = [REMOTE_WINDOW * is_remote(p) if self.shuffle_window is None else self.shuffle_window for p in paths]
-        order = Order([r.chunk_rows for r in rows["train"]], weights, self.seed, windows)
+        order = GlobalOrder([r.chunk_rows for r in rows["train"]], weights, self.seed, windows)
         if not min(order.quotas) > 0:
             raise UserError(f"data.path has weights {weights}: one is too small for a single row in an epoch")
         self.identity = {  # what a position in the order depends on
@@ -231,7 +231,7 @@ class PreparedDataModule(L.LightningDataModule):
 
     def _fixed_loader(self, split: str, limit: int | None = None) -> ValidationLoader:
         rank, world = self._share()
-        order = Order([r.chunk_rows for r in self.rows[split]], seed=None)
+        order = GlobalOrder([r.chunk_rows for r in self.rows[split]], seed=None)
         dataset, workers = self.batches(split, order), self._workers()
         return ValidationLoader(dataset, self.batch_size, limit, rank=rank, world=world, num_workers=workers)
 

@@ -1,4 +1,4 @@
-"""What does one training batch look like, and where do documents begin and end inside a packed row?"""
+"""The batches that a module gets, and where documents begin and end inside a packed row."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def collate(keys: Tensor, tokens: Tensor, eos_id: int, real: Tensor | None = Non
 
 
 class AnswerBatch(NamedTuple):
-    """S prompts with their answers, in B rows of T tokens: one to a row, or packed with others.
+    """S examples, each a prompt with its answers, in B rows of T tokens: one to a row, or packed with others.
 
-    A preference batch holds P pairs as S = 2P samples: all chosen answers, then all rejected ones.
+    A preference batch holds P pairs as S = 2P examples: all chosen answers, then all rejected ones.
     """
 
     tokens: Tensor  # [B, T] int64, clean ids
-    documents: Tensor  # [B, T] int64, number of the sample in its row: 0, 1, ...; -1 for padding that nobody sees
+    documents: Tensor  # [B, T] int64, number of the example in its row: 0, 1, ...; -1 for padding that nobody sees
     answers: Tensor  # [S, A] int64, flat positions b*T + i of the tokens that may be masked; -1 beyond the answer
     keys: Tensor  # [S] int64, names each draw of noise: the place in the global order (of the pair, for a preference)
     rows: Tensor  # [S] int64, the number of the record, over all folders of the split: the same in every epoch

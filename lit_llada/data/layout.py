@@ -1,6 +1,6 @@
-"""Where in a batch do prompts and answers stand? One to a row, or several; with EOS after them, or without.
+"""Lays prompts and answers out in a batch: one to a row, or several; with EOS after them, or without.
 
-Pure functions of the samples, but for `AnswerBatches`, which reads them.
+Pure functions of the examples, but for `AnswerBatches`, which reads them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lit_llada.backbone.packed import flash_layout
 from lit_llada.data.batch import AnswerBatch, best_fit
-from lit_llada.data.order import AnyOrder, draw
+from lit_llada.data.order import AnyOrder, draw_choice
 from lit_llada.data.streaming import Batches, RecordRows
 
 Layout = Literal["padded", "packed"]
@@ -22,40 +22,40 @@ Eos = Literal["batch", "one", "block"]
 Turns = Literal["one", "all"]
 
 
-class Sample(NamedTuple):
+class Example(NamedTuple):
     """A conversation up to the end of its last answer."""
 
     ids: np.ndarray  # [N] clean ids
     answers: np.ndarray  # [M] int64, the places in it that may be masked, in order
 
 
-def choose(ids: Tensor, spans: Tensor, turn: int | None) -> Sample:
-    """A record's sample: all answers, or answer number `turn` with what was said before it.
+def pick_answers(ids: Tensor, spans: Tensor, turn: int | None) -> Example:
+    """Make an example of a record: all answers, or answer number `turn` with what was said before it.
 
     Args:
-        ids: ``[N]``.
-        spans: ``[2 n]``, where each answer begins and stops.
-        turn: None for all.
+        ids: ``[N]`` ids of the record.
+        spans: ``[2 n]`` places where each answer begins and stops.
+        turn: number of the answer; None for all.
     """
     pairs = spans.long().view(-1, 2).numpy()
     pairs = pairs if turn is None else pairs[turn : turn + 1]
-    return Sample(ids.long().numpy()[: pairs[-1, 1]], np.concatenate([np.arange(a, b) for a, b in pairs]))
+    return Example(ids.long().numpy()[: pairs[-1, 1]], np.concatenate([np.arange(a, b) for a, b in pairs]))
 
 
-def extra_eos(samples: Sequence[Sample], eos: Eos, block_length: int) -> list[int]:
+def extra_eos(examples: Sequence[Example], eos: Eos, block_length: int) -> list[int]:
     """How many EOS each answer gets besides its own end, as part of it.
 
-    ``batch``: up to the longest sample, as in LLaDA's SFT (a model learns to fill what is left of its canvas).
-    ``one``: none; ``block``: up to a multiple of `block_length` tokens (of all answers of the sample together).
+    ``batch``: up to the longest example, as in LLaDA's SFT (a model learns to fill what is left of its canvas).
+    ``one``: none; ``block``: up to a multiple of `block_length` tokens (of all answers of the example together).
     """
     if eos == "batch":
-        longest = max(len(sample.ids) for sample in samples)
-        return [longest - len(sample.ids) for sample in samples]
-    return [-len(sample.answers) % block_length if eos == "block" else 0 for sample in samples]
+        longest = max(len(example.ids) for example in examples)
+        return [longest - len(example.ids) for example in examples]
+    return [-len(example.answers) % block_length if eos == "block" else 0 for example in examples]
 
 
-def lay_out(
-    samples: Sequence[Sample],
+def to_batch(
+    examples: Sequence[Example],
     keys: np.ndarray,
     rows: np.ndarray,
     eos_id: int,
@@ -66,34 +66,34 @@ def lay_out(
     block_length: int = 32,
     real: np.ndarray | None = None,
 ) -> AnswerBatch:
-    """Make an AnswerBatch of S samples.
+    """Make an AnswerBatch of S examples.
 
     Args:
-        samples: S of them.
-        keys: ``[S]``, see AnswerBatch.
-        rows: ``[S]``.
-        eos_id: of the EOS that ends answers; padding that nobody sees holds it too.
-        layout: ``padded``: a sample to a row, T is the longest; ``packed``: best fit into rows of T = `length` tokens.
-        length: of a packed row; no sample may be longer.
-        eos: see :func:`extra_eos`.
-        block_length: for ``block``.
-        real: ``[S]`` bool; the other samples only fill a batch up, and have no answer.
+        examples: S examples.
+        keys: ``[S]`` names of the draws of noise, see AnswerBatch.
+        rows: ``[S]`` numbers of the records, see AnswerBatch.
+        eos_id: id of the EOS that ends answers; padding that nobody sees holds it too.
+        layout: ``padded``: a example to a row, T is the longest; ``packed``: best fit into rows of T = `length` tokens.
+        length: tokens of a packed row; no example may be longer.
+        eos: rule for the EOS after an answer, see :func:`extra_eos`.
+        block_length: tokens of a block, for ``block``.
+        real: ``[S]`` bool, examples that count; the others only fill a batch up, and have no answer.
     """
-    extra = extra_eos(samples, eos, block_length)
-    sizes = [len(sample.ids) + more for sample, more in zip(samples, extra, strict=True)]
+    extra = extra_eos(examples, eos, block_length)
+    sizes = [len(example.ids) + more for example, more in zip(examples, extra, strict=True)]
     width = length if layout == "packed" else max(sizes)
-    places = best_fit(sizes, width) if layout == "packed" else [(i, 0) for i in range(len(samples))]
+    places = best_fit(sizes, width) if layout == "packed" else [(i, 0) for i in range(len(examples))]
     shape = (max(row for row, _ in places) + 1, width)
     tokens, documents = np.full(shape, eos_id, np.int64), np.full(shape, -1, np.int64)
-    counts = [len(sample.answers) + more for sample, more in zip(samples, extra, strict=True)]
-    answers = np.full((len(samples), max(counts)), -1, np.int64)
+    counts = [len(example.answers) + more for example, more in zip(examples, extra, strict=True)]
+    answers = np.full((len(examples), max(counts)), -1, np.int64)
     # A row's documents are numbered from left to right.
-    for i in sorted(range(len(samples)), key=places.__getitem__):
-        (row, begin), ids = places[i], samples[i].ids
+    for i in sorted(range(len(examples)), key=places.__getitem__):
+        (row, begin), ids = places[i], examples[i].ids
         tokens[row, begin : begin + len(ids)] = ids
         documents[row, begin : begin + sizes[i]] = documents[row, begin - 1] + 1 if begin else 0
         if real is None or real[i]:
-            inside = np.append(samples[i].answers, np.arange(len(ids), sizes[i]))
+            inside = np.append(examples[i].answers, np.arange(len(ids), sizes[i]))
             answers[i, : counts[i]] = row * width + begin + inside
     made = AnswerBatch(*map(torch.from_numpy, (tokens, documents, answers, keys, rows)))
     return made._replace(cu_seqlens=flash_layout(made.documents)[1])
@@ -103,16 +103,16 @@ class AnswerBatches(Batches):
     """Keys [P] -> AnswerBatch of P conversations, or of P pairs.
 
     Args:
-        sources: the records of each folder.
-        order: of them.
-        eos_id: the end of an answer.
-        length: of a packed row.
-        layout: see :func:`lay_out`.
-        eos: see :func:`extra_eos`.
-        block_length: for ``eos`` of that name.
+        sources: records of each folder.
+        order: order in which records are read.
+        eos_id: id of the EOS that ends answers.
+        length: tokens of a packed row.
+        layout: ``padded`` or ``packed``, see :func:`to_batch`.
+        eos: rule for the EOS after an answer, see :func:`extra_eos`.
+        block_length: tokens of a block, for ``eos`` of that name.
         turns: ``one`` answer of each dialogue, which one depends on its place in the order alone, and what follows is
-            cut off; or ``all`` of them in one sample. Of a pair only the last answers count.
-        seed: of the choice of turns.
+            cut off; or ``all`` of them in one example. Of a pair only the last answers count.
+        seed: seed of the choice of turns.
     """
 
     def __init__(
@@ -137,15 +137,15 @@ class AnswerBatches(Batches):
         records = [self.sources[f][r] for f, r in zip(folder.tolist(), row.tolist(), strict=True)]
         turns: list[int | None] = [None] * len(records)
         if self.turns == "one":
-            turns = [*draw(keys, np.array([len(record[1]) // 2 for record in records]), self.seed).tolist()]
+            turns = [*draw_choice(keys, np.array([len(record[1]) // 2 for record in records]), self.seed).tolist()]
         sides = len(records[0]) // 2  # a pair: all chosen, then all rejected
-        samples = [
-            choose(record[2 * side], record[2 * side + 1], turn)
+        examples = [
+            pick_answers(record[2 * side], record[2 * side + 1], turn)
             for side in range(sides)
             for record, turn in zip(records, turns, strict=True)
         ]
-        return lay_out(
-            samples,
+        return to_batch(
+            examples,
             np.tile(keys, sides),
             np.tile(self.first_row[folder] + row, sides),
             self.eos_id,

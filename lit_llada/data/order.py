@@ -1,4 +1,4 @@
-"""Which row stands at position k of the endless sequence of training rows? A pure function of the seed and k.
+"""The order of the training rows: which one stands at position k is a pure function of the seed and k.
 
 Nothing is stored and nothing has to be replayed: any process can compute any place of the order at any time.
 """
@@ -85,7 +85,7 @@ class Shuffle:
         return out
 
 
-class Order:
+class GlobalOrder:
     """The endless global order over all folders: position -> (folder, row).
 
     An epoch has as many positions as there are rows. Folder d holds `quotas[d]` of them, evenly spread: all its rows
@@ -135,13 +135,15 @@ class Buckets:
     granules of `granule` rows, which are then shuffled. None of it depends on the batch size or the number of ranks.
 
     Args:
-        order: what is regrouped.
-        lengths: of each folder's rows.
-        seed: of the granules' order.
+        order: order whose rows are regrouped.
+        lengths: lengths of each folder's rows.
+        seed: seed of the granules' order.
+        window: places whose rows are sorted together.
+        granule: rows that stay together.
     """
 
     def __init__(
-        self, order: Order, lengths: Sequence[np.ndarray], seed: int, window: int = 4096, granule: int = 64
+        self, order: GlobalOrder, lengths: Sequence[np.ndarray], seed: int, window: int = 4096, granule: int = 64
     ) -> None:
         self.order, self.lengths, self.seed, self.window, self.granule = order, lengths, seed, window, granule
         self.rows_per_epoch = order.rows_per_epoch
@@ -176,8 +178,8 @@ class Buckets:
         return self._latest[1:]
 
 
-def draw(position: np.ndarray, choices: np.ndarray, seed: int) -> np.ndarray:
-    """One of ``choices[i]`` (0, 1, ...) for each global position i, a function of the seed and the position alone."""
+def draw_choice(position: np.ndarray, choices: np.ndarray, seed: int) -> np.ndarray:
+    """One of ``choices[i]`` numbers (0, 1, ...) for each global position i; only the seed and the position decide."""
     key = _mix(np.uint64((seed + 1) * _GOLDEN % _LIMIT) + _mix(position.astype(np.uint64)))
     return (key % choices.astype(np.uint64)).astype(np.int64)
 

@@ -1,4 +1,4 @@
-"""Are all processes about to train on the same data, and each on its own rows? Asked before the first step."""
+"""Checks before the first step that all processes train on the same data, and each on its own rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from lit_llada.errors import UserError
 
 
 def agree(mine: dict[str, Any], rank: int) -> None:
-    """Raise the same UserError on all processes if one of them has a problem, other data, or another one's rows."""
+    """Compare what every process is about to do.
+
+    Args:
+        mine: what all must agree on, by name; or this process's ``problem``.
+        rank: this process's share of the rows.
+
+    Raises:
+        UserError: on all processes alike, if one of them has a problem, other data, or another one's rows.
+    """
     everyone: list[Any] = [(rank, mine)]
     if dist.is_available() and dist.is_initialized():
         everyone = [None] * dist.get_world_size()

@@ -1,4 +1,4 @@
-"""Which rows does a rank read next, and how does a run continue exactly where it stopped?
+"""Reads rows from chunks, gives each rank its own, and goes on exactly where a run stopped.
 
 The training data are one never-ending sequence of rows, the same for any number of ranks and workers. Which row
 stands at position k is a pure function of the seed and k, computed on the fly: nothing is stored, nothing is replayed,
@@ -69,7 +69,7 @@ class Rows:
 
 
 class TokenRows(Rows):
-    """Rows of `length` tokens; `tokens` are how many each chunk has."""
+    """Rows of `length` tokens; `tokens` says how many each chunk has."""
 
     def __init__(self, location: str, files: Sequence[str], tokens: Sequence[int], length: int, cache_dir: str | None):
         super().__init__(location, files, [count // length for count in tokens], cache_dir)

@@ -48,7 +48,7 @@ class Reply(NamedTuple):
     ended: bool
 
 
-def read_questions(records: Sequence[Record], template: ChatTemplate, tokenizer: Tokenizer) -> list[Question]:
+def to_questions(records: Sequence[Record], template: ChatTemplate, tokenizer: Tokenizer) -> list[Question]:
     """Each record as a question: ids exactly as they are trained on, and the answer as its tokens would be read."""
     found, ends = [], Specials.of(tokenizer, 0, template).ends
     for record in records:
@@ -77,7 +77,7 @@ def questions_of(folders: Sequence[DataFolder], split: str) -> tuple[list[Questi
         if is_remote(folder.location):
             raise UserError(f"{folder.location} is remote, and questions are read as text: give a local copy")
         template = ChatTemplate(**folder.manifest["chat_template"])
-        found += read_questions(read_records(folder.location, split), template, folder.tokenizer)
+        found += to_questions(read_records(folder.location, split), template, folder.tokenizer)
     if template is None or not found:
         raise UserError(f"the {split} split of {', '.join(f.location for f in folders)} has no question")
     return found, template

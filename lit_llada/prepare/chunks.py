@@ -1,7 +1,7 @@
-"""Shards of documents or of records -> LitData chunks: tokenized in parallel, written in order.
+"""Turns shards into LitData chunks: tokenized in parallel, written in order.
 
-LitData's writer without its `optimize`, which would give each worker chunks of its own (so their number would change
-the rows), and which puts a signal handler and scratch folders in the way of everybody else.
+It takes LitData's writer and leaves its `optimize` alone. That gives each worker chunks of its own, so that the number
+of workers would change the rows, and it leaves a signal handler and scratch folders behind.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from rich.console import Console
 from rich.progress import track
 
 from lit_llada.files import file_digest
-from lit_llada.prepare.shards import in_order, items
+from lit_llada.prepare.shards import encode_in_order, items
 from lit_llada.text.tokenizer import Tokenizer
 
 console = Console(stderr=True)
-# Without threads: a bar that an error leaves unfinished is closed by whoever collects the garbage, which in a thread of
-# another bar would wait for itself for ever.
+# No `auto_refresh`, for it gives a bar threads. A bar that an error leaves unfinished is closed by garbage collection,
+# which joins the bar's thread. If the collection happens in a thread of another bar, that thread may hold a lock of the
+# shared console, which the joined one needs for its last refresh: then both wait for ever.
 bar = functools.partial(track, console=console, transient=True, auto_refresh=False)
 
 
@@ -37,7 +38,7 @@ def write_chunks(
     from litdata.streaming import TokensLoader
 
     size = max(1, int(chunk_mb * 1e6) // np.dtype(dtype).itemsize)
-    ids = in_order(shards, functools.partial(encode_shard, tokenizer=tokenizer, dtype=dtype), workers)
+    ids = encode_in_order(shards, functools.partial(encode_shard, tokenizer=tokenizer, dtype=dtype), workers)
     progress = bar(ids, f"tokenizing {folder.name}", len(shards))
     pieces = (torch.from_numpy(chunk) for chunk in _cut(progress, size))
     return write_items(folder, pieces, "tokens", chunk_size=size, item_loader=TokensLoader())
@@ -47,10 +48,10 @@ def write_items(folder: Path, pieces: Iterable[Any], counted: str, **options: An
     """Write `pieces` with LitData's writer; what the manifest says of each chunk.
 
     Args:
-        folder: the split's.
+        folder: folder of the split.
         pieces: tensors, or lists of tensors.
-        counted: what a chunk counts: ``tokens`` or ``records``.
-        **options: of LitData's ``Cache``.
+        counted: name of what a chunk counts: ``tokens`` or ``records``.
+        **options: options of LitData's ``Cache``.
     """
     from litdata.streaming import Cache
 

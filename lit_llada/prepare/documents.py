@@ -1,4 +1,4 @@
-"""Files -> tokenizer, LitData chunks and a manifest that says what they were made of."""
+"""Makes prepared folders of text: tokenizer, LitData chunks and a manifest that says what they were made of."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from lit_llada.prepare.manifest import (
     up_to_date,
     write_manifest,
 )
-from lit_llada.prepare.reading import ROWS, kind_of, list_files, read_documents
+from lit_llada.prepare.reading import ROWS, ending_of, list_files, read_documents
 from lit_llada.prepare.shards import Shards, items
 from lit_llada.prepare.splits import Bounds, Fractions, Split, find_bounds
 from lit_llada.text.tokenizer import Tokenizer
@@ -55,7 +55,7 @@ def prepare_text(
         out: the folder to make; it appears when everything in it is done.
         corpus: which part of the standard library, when there are no inputs.
         tokenizer: byte, bpe:SIZE (learnt from the inputs), or the path of a tokenizer.json.
-        field: where the text is in a row of .jsonl or .parquet.
+        field: field that holds the text in a row of .jsonl or .parquet.
         val_fraction: share of the documents held out for validation.
         test_fraction: share of the documents held out for `lit-llada test`; 0 makes no such split.
         workers: processes that tokenize.
@@ -155,7 +155,7 @@ def make_tokenizer(name: str, texts: Iterator[str]) -> Tokenizer:
 def _sources(inputs: list[str], corpus: Corpus, field: str) -> list[dict[str, Any]]:
     """Names and hashes of what the folder is made of."""
     if inputs:
-        files = [(file, {"field": field} if kind_of(file) in ROWS else {}) for file in list_files(inputs)]
+        files = [(file, {"field": field} if ending_of(file) in ROWS else {}) for file in list_files(inputs)]
         return [{"name": str(file), "sha256": file_digest(file), **choice} for file, choice in files]
     digest = hashlib.sha256()
     for name, text in embedded(corpus):

@@ -1,4 +1,4 @@
-"""Which documents are in these files? Text, code, JSON lines and parquet, compressed or not."""
+"""Reads documents and rows from files: text, code, JSON lines and parquet, compressed or not."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def list_files(inputs: list[str], kinds: set[str] = TEXT | ROWS) -> list[Path]:
             files += inside
         elif not given.is_file():
             raise UserError(f"input {given}: no such file or folder")
-        elif kind_of(given) not in kinds:
+        elif ending_of(given) not in kinds:
             raise UserError(f"input {given}: unknown kind of file; known are {known}, also compressed")
         else:
             files.append(given)
@@ -48,10 +48,10 @@ def list_files(inputs: list[str], kinds: set[str] = TEXT | ROWS) -> list[Path]:
 def _wanted(path: Path, folder: Path, kinds: set[str]) -> bool:
     """A file of these kinds, and no .git or .venv on the way to it."""
     hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return kind_of(path) in kinds and not hidden and path.is_file()
+    return ending_of(path) in kinds and not hidden and path.is_file()
 
 
-def kind_of(path: Path) -> str | None:
+def ending_of(path: Path) -> str | None:
     """The ending that tells how to read a file, without that of its compression; None for an unknown one."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSED:
@@ -66,7 +66,7 @@ def read_documents(path: Path, field: str) -> Iterator[str]:
         UserError: bytes that are not UTF-8, a line that is not a JSON object, a row without the field; with the place.
     """
     with _opened(path) as file:
-        texts = _texts(path, file, field) if kind_of(path) in ROWS else iter([file.read().decode()])
+        texts = _texts(path, file, field) if ending_of(path) in ROWS else iter([file.read().decode()])
         yield from (text for text in texts if text.strip())
 
 
@@ -77,7 +77,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         UserError: bytes that are not UTF-8, a line that is not a JSON object; with the place.
     """
     with _opened(path) as file:
-        yield from _parquet_rows(path, file) if kind_of(path) == ".parquet" else _json_rows(path, file)
+        yield from _parquet_rows(path, file) if ending_of(path) == ".parquet" else _json_rows(path, file)
 
 
 @contextlib.contextmanager
@@ -117,7 +117,7 @@ def _unpack_zstd(packed: bytes) -> bytes:
 
 
 def _texts(path: Path, file: IO[bytes], field: str) -> Iterator[str]:
-    rows = _parquet_rows(path, file, field) if kind_of(path) == ".parquet" else _json_rows(path, file)
+    rows = _parquet_rows(path, file, field) if ending_of(path) == ".parquet" else _json_rows(path, file)
     for place, row in rows:
         text = row.get(field)
         if not isinstance(text, str):

@@ -1,4 +1,4 @@
-"""Shards of records -> LitData chunks of ids and answers, with their lengths and their text beside them."""
+"""Turns shards of records into LitData chunks of ids and answers, with lengths and text beside them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from torch import Tensor
 from lit_llada.errors import UserError
 from lit_llada.prepare.chunks import bar, described, write_items
 from lit_llada.prepare.manifest import item_type
-from lit_llada.prepare.shards import in_order, items
+from lit_llada.prepare.shards import encode_in_order, items
 from lit_llada.text.chat_template import ChatTemplate, Encoded
 from lit_llada.text.records import Long, encode, shorten
 from lit_llada.text.tokenizer import Tokenizer
 
 
 class Encoder(NamedTuple):
-    """How a record becomes ids."""
+    """Turns records into ids."""
 
     template: ChatTemplate
     tokenizer: Tokenizer
@@ -57,7 +57,7 @@ def write_records(folder: Path, shards: list[str], encoder: Encoder, workers: in
     counts: Counter[str] = Counter(dict.fromkeys(("records", "dropped", "cut", "tokens", "answer_tokens"), 0))
     tasks: Counter[str] = Counter()
     lengths: list[list[int]] = []
-    encoded = in_order(shards, encoder.shard, workers)
+    encoded = encode_in_order(shards, encoder.shard, workers)
     progress = bar(encoded, f"tokenizing {folder.name}", len(shards))
 
     def kept(shards: Iterable[list[tuple[dict[str, Any], list[Encoded] | None, bool]]]) -> Iterator[list[Tensor]]:

@@ -1,4 +1,4 @@
-"""Where do records come from? Somebody's files, or what Python itself can ask and answer."""
+"""Reads records from files, or takes those that a program generates."""
 
 from __future__ import annotations
 

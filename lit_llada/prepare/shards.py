@@ -1,4 +1,4 @@
-"""How do several processes tokenize one corpus so that nobody can tell how many they were? Shard by shard, in order."""
+"""Tokenizes in several processes, shard by shard and in order: their number changes nothing in the result."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ T = TypeVar("T")
 
 
 class Shards:
-    """What waits to be tokenized: JSON lists in files of about `size` bytes of text each, for a worker to take.
+    """Items that wait to be tokenized: JSON lists in files of about `size` bytes of text each, for a worker to take.
 
     Args:
-        prefix: of the files' names, folder included.
+        prefix: beginning of the files' names, folder included.
         size: bytes of text from which a shard is full.
     """
 
@@ -46,11 +46,11 @@ class Shards:
 
 
 def items(shard: str) -> list[Any]:
-    """What :meth:`Shards.add` was given."""
+    """The items of a shard, as :meth:`Shards.add` was given them."""
     return json.loads(Path(shard).read_text())
 
 
-def in_order(shards: list[str], encode: Callable[[str], T], workers: int) -> Iterator[T]:
+def encode_in_order(shards: list[str], encode: Callable[[str], T], workers: int) -> Iterator[T]:
     """``encode(shard)`` for every shard, in their order, computed by `workers` processes."""
     workers = min(workers, len(shards))
     if workers < 2:

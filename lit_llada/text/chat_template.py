@@ -1,4 +1,4 @@
-"""How does a conversation become tokens? A Jinja template writes it, the tokenizer reads it, the answers are marked.
+"""Turns conversations into tokens: a Jinja template writes them, the tokenizer reads them, the answers are marked.
 
 A folder's own template (:meth:`ChatTemplate.load`) or one of three that stand here (:meth:`ChatTemplate.named`):
 
@@ -65,10 +65,10 @@ class ChatTemplate:
     """A Jinja template as Hugging Face folders carry it, rendered as they render it: in a sandbox.
 
     Args:
-        source: the template.
-        bos_token: what the template's ``bos_token`` stands for.
-        eos_token: what its ``eos_token`` stands for.
-        name: what an error message calls it.
+        source: text of the template.
+        bos_token: text that the template's ``bos_token`` stands for.
+        eos_token: text that its ``eos_token`` stands for.
+        name: name of the template in an error message.
 
     Raises:
         UserError: the template does not parse.

@@ -1,4 +1,4 @@
-"""What does a row of somebody's data say? Many forms go in; conversations come out, then ids with their answers marked.
+"""Reads rows of data in many forms as conversations, and turns these into ids with their answers marked.
 
 A record is one conversation (chat) or two that differ in their last message (preference: chosen, then rejected).
 Nothing is read or written here. Errors say what is wrong; whoever knows the file and the row says where.
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["chat", "preference"]
 Long = Literal["drop", "cut", "refuse"]
-Form = tuple[str, ...]  # the fields that it is known by
+Form = tuple[str, ...]  # the fields by which a row's form is known
 
 FORMS: dict[str, list[Form]] = {
     "chat": [

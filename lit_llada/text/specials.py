@@ -30,8 +30,8 @@ class Specials(NamedTuple):
 
         Args:
             tokenizer: the vocabulary.
-            vocabulary: ids that the net's head has; those beyond the tokenizer's are forbidden.
-            template: what ends its turns ends an answer too.
+            vocabulary: number of ids that the net's head has; those beyond the tokenizer's are forbidden.
+            template: chat template whose end of a turn ends an answer too.
         """
         turn = None if template is None else turn_end(template, tokenizer)
         return cls(tokenizer.mask_id, tokenizer.eos_id, turn, tuple(range(tokenizer.vocab_size, vocabulary)))

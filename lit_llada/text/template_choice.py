@@ -1,4 +1,4 @@
-"""Which tokenizer and which chat template did the user mean? Names, files and folders, checked first of all."""
+"""Finds the tokenizer and the chat template that a user names: by name, file or folder, checked before any work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text <-> ids: a file of the ``tokenizers`` library, and the two special ids that a diffusion model needs."""
+"""Turns text into ids and back: a file of the ``tokenizers`` library, and the special ids of a diffusion model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Tokenizer:
     """A vocabulary with an end-of-document token and a mask token.
 
     Args:
-        model: of the ``tokenizers`` library.
+        model: vocabulary and rules, an object of the ``tokenizers`` library.
         eos: the text of the end-of-document token; added where the vocabulary has none.
         mask: the text of the mask token; added where the vocabulary has none.
 

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from lit_llada.callbacks.noise_curve import NoiseCurve
-from lit_llada.callbacks.progress import Progress, ProgressLines, shows_bars
+from lit_llada.callbacks.progress import ProgressLines, StepsBar, shows_bars
 from lit_llada.errors import UserError
 
 SHOWN = {"enable_progress_bar": True}
@@ -111,7 +111,7 @@ def test_one_rank_prints_the_tokens_of_all(toy: Any, forked: Any) -> None:
 def test_lightning_adds_no_bar_of_its_own(toy: Any) -> None:
     trainer = toy.trainer([ProgressLines()], **SHOWN)
     assert [type(bar) for bar in trainer.callbacks if "Progress" in type(bar).__name__] == [ProgressLines]
-    assert isinstance(toy.trainer([Progress()], **SHOWN).progress_bar_callback, Progress)
+    assert isinstance(toy.trainer([StepsBar()], **SHOWN).progress_bar_callback, StepsBar)
 
 
 def test_a_number_of_steps_below_one_is_refused() -> None:

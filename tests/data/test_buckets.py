@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_llada.data.order import Buckets, Order, draw
+from lit_llada.data.order import Buckets, GlobalOrder, draw_choice
 
 LENGTHS = np.random.default_rng(0).integers(1, 500, 300)
 
 
 def buckets(window: int = 128, granule: int = 16, seed: int = 1) -> Buckets:
-    order = Order([[100, 50], [150]], None, seed=seed)
+    order = GlobalOrder([[100, 50], [150]], None, seed=seed)
     return Buckets(order, [LENGTHS[:150], LENGTHS[150:]], seed, window, granule)
 
 
@@ -66,14 +66,14 @@ def test_places_are_pinned() -> None:
         38,
         272,
     ]
-    assert draw(np.arange(8), np.full(8, 5), 1).tolist() == [0, 0, 1, 2, 1, 0, 2, 0]
+    assert draw_choice(np.arange(8), np.full(8, 5), 1).tolist() == [0, 0, 1, 2, 1, 0, 2, 0]
 
 
 @pytest.mark.parametrize("choices", [1, 2, 7])
 def test_draws_are_even_and_of_the_place_alone(choices: int) -> None:
     places = np.arange(20_000)
-    found = draw(places, np.full(20_000, choices), 3)
+    found = draw_choice(places, np.full(20_000, choices), 3)
     counts = np.bincount(found, minlength=choices)
     assert len(counts) == choices and np.abs(counts / 20_000 - 1 / choices).max() < 0.02
-    assert (draw(places[500:600], np.full(100, choices), 3) == found[500:600]).all()
-    assert choices == 1 or (draw(places, np.full(20_000, choices), 4) != found).any()
+    assert (draw_choice(places[500:600], np.full(100, choices), 3) == found[500:600]).all()
+    assert choices == 1 or (draw_choice(places, np.full(20_000, choices), 4) != found).any()

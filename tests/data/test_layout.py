@@ -11,22 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_llada.data.batch import AnswerBatch, best_fit
-from lit_llada.data.layout import AnswerBatches, Sample, choose, lay_out
-from lit_llada.data.order import Order
+from lit_llada.data.layout import AnswerBatches, Example, pick_answers, to_batch
+from lit_llada.data.order import GlobalOrder
 
 EOS = 0
 
 
-def sample(first: int, length: int, answers: list[int]) -> Sample:
-    return Sample(np.arange(first, first + length), np.array(answers))
+def sample(first: int, length: int, answers: list[int]) -> Example:
+    return Example(np.arange(first, first + length), np.array(answers))
 
 
 SAMPLES = [sample(100, 5, [3, 4]), sample(200, 8, [1, 2, 6, 7]), sample(300, 3, [2])]
 
 
-def laid_out(samples: list[Sample], **options: Any) -> AnswerBatch:
+def laid_out(samples: list[Example], **options: Any) -> AnswerBatch:
     keys = np.arange(len(samples)) + 50
-    return lay_out(samples, keys, keys + 1000, EOS, **options)
+    return to_batch(samples, keys, keys + 1000, EOS, **options)
 
 
 def pieces(batch: AnswerBatch) -> list[tuple[list[int], list[int]]]:
@@ -69,7 +69,7 @@ def test_answers_are_rounded_up_to_whole_blocks() -> None:
 
 
 @st.composite
-def some_samples(draw: st.DrawFn) -> list[Sample]:
+def some_samples(draw: st.DrawFn) -> list[Example]:
     found = []
     for i in range(draw(st.integers(1, 9))):
         length = draw(st.integers(1, 16))
@@ -80,7 +80,7 @@ def some_samples(draw: st.DrawFn) -> list[Sample]:
 
 @given(some_samples(), st.sampled_from(["one", "block"]))
 @settings(max_examples=80)
-def test_packed_is_padded_sample_by_sample(samples: list[Sample], eos: Any) -> None:
+def test_packed_is_padded_sample_by_sample(samples: list[Example], eos: Any) -> None:
     padded = laid_out(samples, eos=eos, block_length=4)
     packed = laid_out(samples, eos=eos, block_length=4, layout="packed", length=19)
     assert pieces(padded) == pieces(packed)
@@ -116,7 +116,7 @@ IDS, SPANS = torch.arange(10, dtype=torch.int32).to(torch.uint16), torch.tensor(
 
 
 def test_a_turn_is_what_was_said_before_it_and_its_answer() -> None:
-    whole, first, second = (choose(IDS, SPANS, turn) for turn in (None, 0, 1))
+    whole, first, second = (pick_answers(IDS, SPANS, turn) for turn in (None, 0, 1))
     assert whole.ids.tolist() == second.ids.tolist() == list(range(9))
     assert first.ids.tolist() == [0, 1, 2, 3] and first.answers.tolist() == [2, 3]
     assert second.answers.tolist() == [6, 7, 8] and whole.answers.tolist() == [2, 3, 6, 7, 8]
@@ -131,7 +131,7 @@ class Records(list):  # type: ignore[type-arg]
 
 
 def test_turns_are_drawn_anew_in_each_epoch_by_the_place_alone() -> None:
-    batches = AnswerBatches([Records(40)], Order([[40]], seed=1), EOS, 16, eos="one")  # type: ignore[list-item]
+    batches = AnswerBatches([Records(40)], GlobalOrder([[40]], seed=1), EOS, 16, eos="one")  # type: ignore[list-item]
     every = batches[np.arange(80)]
     counts = every.lengths.tolist()
     assert set(counts) == {2, 3} and 20 < counts.count(2) < 60
@@ -139,13 +139,13 @@ def test_turns_are_drawn_anew_in_each_epoch_by_the_place_alone() -> None:
     assert any(a[1] != b[1] for a, b in zip(by_row[::2], by_row[1::2], strict=True))  # of two epochs
     some = batches[np.arange(30, 34)]
     assert some.lengths.tolist() == counts[30:34] and some.keys.tolist() == [30, 31, 32, 33]
-    whole = AnswerBatches([Records(40)], Order([[40]], seed=1), EOS, 16, eos="one", turns="all")  # type: ignore[list-item]
+    whole = AnswerBatches([Records(40)], GlobalOrder([[40]], seed=1), EOS, 16, eos="one", turns="all")  # type: ignore[list-item]
     assert set(whole[np.arange(40)].lengths.tolist()) == {5}
 
 
 def test_pairs_are_all_chosen_then_all_rejected_with_numbers_over_all_folders() -> None:
     sources: list[Any] = [Records(7, sides=2), Records(5, sides=2)]
-    batches = AnswerBatches(sources, Order([[7], [5]], seed=1), EOS, 16, eos="one", turns="all")
+    batches = AnswerBatches(sources, GlobalOrder([[7], [5]], seed=1), EOS, 16, eos="one", turns="all")
     batch = batches[np.arange(12)]
     assert batch.keys.tolist() == [*range(12), *range(12)]
     assert batch.rows[:12].tolist() == batch.rows[12:].tolist() and sorted(batch.rows[:12].tolist()) == [*range(12)]

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from litdata.streaming import TokensLoader
 
-from lit_llada.data.order import Order, permute
+from lit_llada.data.order import GlobalOrder, permute
 from lit_llada.data.streaming import TextBatches, TokenRows, TrainingLoader, ValidationLoader
 from lit_llada.errors import UserError
 from lit_llada.prepare.chunks import write_items
@@ -38,7 +38,7 @@ class Numbered:
         return torch.tensor([self.folder, row])
 
 
-def training(order: Order, batch_size: int = 4, **options) -> TrainingLoader:
+def training(order: GlobalOrder, batch_size: int = 4, **options) -> TrainingLoader:
     sources = [Numbered(d) for d in range(len(order.folders))]
     return TrainingLoader(TextBatches(sources, order, EOS), batch_size, 100, identity=IDENTITY, **options)
 
@@ -78,7 +78,7 @@ def test_permute_is_pinned_and_looks_random() -> None:
 
 @pytest.mark.parametrize("window", [0, 1, 3])
 def test_every_row_once_an_epoch_and_each_epoch_another_order(window: int) -> None:
-    order = Order([[7, 3, 0, 5, 11], [4, 2]], None, seed=1, window=window)
+    order = GlobalOrder([[7, 3, 0, 5, 11], [4, 2]], None, seed=1, window=window)
     assert order.rows_per_epoch == 32
     epochs = []
     for epoch in range(3):
@@ -86,12 +86,12 @@ def test_every_row_once_an_epoch_and_each_epoch_another_order(window: int) -> No
         epochs.append(list(zip(folder.tolist(), row.tolist(), strict=True)))
         assert sorted(epochs[-1]) == [(0, r) for r in range(26)] + [(1, r) for r in range(6)]
     assert epochs[0] != epochs[1] != epochs[2]
-    other_seed = Order([[7, 3, 0, 5, 11], [4, 2]], None, seed=2, window=window)
+    other_seed = GlobalOrder([[7, 3, 0, 5, 11], [4, 2]], None, seed=2, window=window)
     assert other_seed.locate(np.arange(32))[1].tolist() != [r for _, r in epochs[0]]
 
 
 def test_a_window_keeps_reading_near_a_few_chunks() -> None:
-    order = Order([[10] * 20], None, seed=1, window=2)
+    order = GlobalOrder([[10] * 20], None, seed=1, window=2)
     chunks = order.locate(np.arange(200))[1].reshape(10, 20) // 10
     assert all(len(set(window)) == 2 for window in chunks.tolist())
     assert any((np.diff(window) != 0).sum() > 3 for window in chunks)  # rows of the two are mixed
@@ -106,7 +106,7 @@ def test_a_window_keeps_reading_near_a_few_chunks() -> None:
 @settings(max_examples=60)
 def test_a_weighted_order_gives_quotas_and_uses_rows_evenly(chunk_rows, window, random) -> None:
     weights = [random.uniform(0.5, 2.0) for _ in chunk_rows]
-    order = Order(chunk_rows, weights, seed=1, window=window)
+    order = GlobalOrder(chunk_rows, weights, seed=1, window=window)
     n = order.rows_per_epoch
     assert sum(order.quotas) == n
     if not min(order.quotas):
@@ -120,7 +120,7 @@ def test_a_weighted_order_gives_quotas_and_uses_rows_evenly(chunk_rows, window, 
 
 
 def test_a_60_40_mixture_is_60_40_in_every_stretch() -> None:
-    order = Order([[50], [50]], [3, 2], seed=1)
+    order = GlobalOrder([[50], [50]], [3, 2], seed=1)
     folder, _ = order.locate(np.arange(300))
     assert order.quotas == [60, 40]
     assert all(abs((folder[s : s + 10] == 0).sum() - 6) <= 1 for s in range(290))
@@ -129,7 +129,7 @@ def test_a_60_40_mixture_is_60_40_in_every_stretch() -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("weights", [None, [0.6, 0.4]])
 def test_resume_at_any_batch_continues_the_same_sequence(workers: int, weights: list[float] | None) -> None:
-    order = Order([[7, 6], [5, 5]], weights, seed=3)  # 23 rows an epoch: epochs end inside batches
+    order = GlobalOrder([[7, 6], [5, 5]], weights, seed=3)  # 23 rows an epoch: epochs end inside batches
     whole = read([training(order)], 20)
     assert [key for key, _, _ in whole] == list(range(80))
     for stop in (1, 5, 6, 13):
@@ -146,7 +146,7 @@ def test_resume_at_any_batch_continues_the_same_sequence(workers: int, weights: 
 )
 @settings(max_examples=50)
 def test_ranks_and_batch_size_may_change_at_every_resume(legs, weights) -> None:
-    order = Order([[7, 6], [5, 5]], weights, seed=3, window=1)
+    order = GlobalOrder([[7, 6], [5, 5]], weights, seed=3, window=1)
     seen, state = [], None
     for world, batch_size, batches in legs:
         loaders = [training(order, batch_size, rank=r, world=world) for r in range(world)]
@@ -162,23 +162,23 @@ def test_ranks_and_batch_size_may_change_at_every_resume(legs, weights) -> None:
 
 
 def test_two_ranks_see_what_one_rank_accumulates() -> None:
-    order = Order([[23]], seed=3)
+    order = GlobalOrder([[23]], seed=3)
     two = read([training(order, rank=r, world=2) for r in range(2)], 5)
     assert two == read([training(order)], 10)
     assert len({key for key, _, _ in two}) == 40
 
 
 def test_a_state_between_two_optimizer_steps_goes_back_to_the_last_whole_one() -> None:
-    loader = training(Order([[23]], seed=3), accumulate=3)
+    loader = training(GlobalOrder([[23]], seed=3), accumulate=3)
     states = [loader.state_dict()["consumed"] for _ in islice(loader, 7)]
     assert states == [0, 0, 12, 12, 12, 24, 24]
-    resumed = training(Order([[23]], seed=3), accumulate=2)
+    resumed = training(GlobalOrder([[23]], seed=3), accumulate=2)
     resumed.load_state_dict(loader.state_dict())
     assert [resumed.state_dict()["consumed"] for _ in islice(resumed, 3)] == [24, 32, 32]
 
 
 def test_a_state_counted_in_another_order_is_refused_by_name() -> None:
-    loader = training(Order([[23]], seed=3))
+    loader = training(GlobalOrder([[23]], seed=3))
     for name, value in {"seed": 4, "length": 8, "data": ["xyz"]}.items():
         with pytest.raises(UserError, match=f"place in the data: {name} was"):
             loader.load_state_dict({**loader.state_dict(), name: value})
@@ -186,7 +186,7 @@ def test_a_state_counted_in_another_order_is_refused_by_name() -> None:
 
 def test_reading_leaves_the_global_generator_alone_and_no_process_behind() -> None:
     before = torch.get_rng_state()
-    loader = training(Order([[23]], seed=3), num_workers=2)
+    loader = training(GlobalOrder([[23]], seed=3), num_workers=2)
     assert len(read([loader], 3)) == 12
     gc.collect()
     assert torch.equal(before, torch.get_rng_state())
@@ -196,7 +196,7 @@ def test_reading_leaves_the_global_generator_alone_and_no_process_behind() -> No
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 4), st.one_of(st.none(), st.integers(1, 45)))
 @settings(max_examples=80)
 def test_validation_reads_each_row_once_and_all_ranks_alike(rows: int, batch_size: int, world: int, limit) -> None:
-    order = Order([[rows], [3]], seed=None)
+    order = GlobalOrder([[rows], [3]], seed=None)
     sources = [Numbered(0), Numbered(1)]
     texts = TextBatches(sources, order, EOS)
     loaders = [ValidationLoader(texts, batch_size, limit, rank=r, world=world) for r in range(world)]
@@ -237,7 +237,7 @@ def test_rows_of_real_chunks(chunks: Path, tmp_path: Path, remote: bool, workers
     rows = TokenRows(location, files, tokens, 16, str(tmp_path / "cache"))
     starts = [sum(tokens[:c]) + 16 * i for c, t in enumerate(tokens) for i in range(t // 16)]
     assert len(rows) == len(starts) > 400
-    order = Order([rows.chunk_rows], seed=1, window=2 if remote else 0)
+    order = GlobalOrder([rows.chunk_rows], seed=1, window=2 if remote else 0)
     loader = TrainingLoader(TextBatches([rows], order, EOS), 8, 0, num_workers=workers)
     got = torch.cat([batch.tokens for batch in islice(loader, len(rows) // 8)])
     assert got.dtype == torch.int64

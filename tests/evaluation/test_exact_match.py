@@ -17,8 +17,8 @@ from lit_llada.evaluation.exact_match import (
     choose_questions,
     load_answerer,
     questions_of,
-    read_questions,
     replies,
+    to_questions,
 )
 from lit_llada.metrics.exact_match import RightByTask
 from lit_llada.sampling.plan import Plan
@@ -70,13 +70,13 @@ def test_a_question_is_the_record_as_it_is_trained_on(taught: Any) -> None:
         assert len(question.ids) + question.length == length
         assert TOKENIZER.decode(question.ids, eos="|") == f"user:\n{row.prompt}|assistant:\n"
     dialogue = [{"role": r, "content": c} for r, c in (("user", "a"), ("assistant", "b"), ("user", "c"))]
-    [last] = read_questions([Record("c", "d", "", dialogue)], TEMPLATE, TOKENIZER)
+    [last] = to_questions([Record("c", "d", "", dialogue)], TEMPLATE, TOKENIZER)
     assert TOKENIZER.decode(last.ids, eos="|") == "user:\na|assistant:\nb|user:\nc|assistant:\n"
     assert (last.answer, last.task, last.length) == ("d", "records", 2)
 
 
 def test_replies_are_cut_at_their_first_end_and_do_not_depend_on_the_batch() -> None:
-    questions = read_questions([record("a" * n, "x") for n in (1, 9, 4)], TEMPLATE, TOKENIZER)
+    questions = to_questions([record("a" * n, "x") for n in (1, 9, 4)], TEMPLATE, TOKENIZER)
     said = [b"one", b"", b"much too long"]
     expected = [Reply("one", True), Reply("", True), Reply("much too", False)]
     for size in (1, 2, 3):
@@ -98,7 +98,7 @@ def test_the_choice_is_balanced_nested_and_by_seed() -> None:
 
 def test_the_canvas_holds_the_longest_answer_with_its_end() -> None:
     for text, block, length in (("x" * 7, None, 8), ("x" * 8, None, 16), ("x" * 8, 3, 9), ("x", 32, 32)):
-        questions = read_questions([record("p", "y"), record("q", text)], TEMPLATE, TOKENIZER)
+        questions = to_questions([record("p", "y"), record("q", text)], TEMPLATE, TOKENIZER)
         assert canvas_length(questions, block) == length
 
 

@@ -19,7 +19,7 @@ import torch
 from lit_llada.callbacks.step_checkpoint import StepCheckpoint, checkpoints
 from lit_llada.checkpoint.own import write_run
 from lit_llada.data.batch import AnswerBatch, Batch, collate
-from lit_llada.data.layout import Sample, lay_out
+from lit_llada.data.layout import Example, to_batch
 from lit_llada.modules.base import DiffusionModule
 from lit_llada.modules.pretraining import PretrainingModule
 from lit_llada.modules.sft import SFTModule
@@ -49,9 +49,9 @@ def answers(sides: int = 1) -> list[AnswerBatch]:
         samples = []
         for _ in range(3 * sides):
             begin, length = int(random.integers(1, 7)), int(random.integers(2, 12))
-            samples.append(Sample(random.integers(EOS, size=begin + length), np.arange(begin, begin + length)))
+            samples.append(Example(random.integers(EOS, size=begin + length), np.arange(begin, begin + length)))
         keys = np.tile(np.arange(3 * n, 3 * n + 3), sides)
-        found.append(lay_out(samples, keys, keys, EOS))
+        found.append(to_batch(samples, keys, keys, EOS))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Real text on every machine: the prose and the code of the running Python's own standard library.
+"""Text that every machine has: the prose and the code of the running Python's own standard library.
 
 Nothing is copied into this project; the text differs between Python versions, so numbers belong to a corpus hash.
 """
