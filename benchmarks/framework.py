@@ -75,9 +75,9 @@ class BareLoop(L.Callback):
         with trainer.precision_plugin.forward_context():
             t = sample_times(batch.keys, module.seed)
             noisy, masked, p = mask_tokens(batch.tokens, batch.maskable, t, batch.keys, module.mask_token, module.seed)
-            rows = masked.flatten().nonzero().squeeze(1)
-            weights = bound_weights(rows, p, batch.tokens.shape[1])
-            total, _, _ = self.net.weighted_nll(noisy, batch.tokens, rows, weights)
+            positions = masked.flatten().nonzero().squeeze(1)
+            weights = bound_weights(positions, p, batch.tokens.shape[1])
+            total, _, _ = self.net.weighted_nll(noisy, batch.tokens, positions, weights)
             loss = total / batch.tokens.numel()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)

@@ -65,9 +65,9 @@ class Watched:
     def __init__(self, net: Backbone) -> None:
         self.net, self.blocks, self.head, self.computed = net, 0.0, 0.0, 0
 
-    def __call__(self, tokens: Tensor, mask: AttentionMask | None = None, rows: Tensor | None = None) -> Tensor:
+    def __call__(self, tokens: Tensor, mask: AttentionMask | None = None, positions: Tensor | None = None) -> Tensor:
         begin = time.perf_counter()
-        x, _ = self.net.hidden(tokens, mask, rows)
+        x, _ = self.net.hidden(tokens, mask, positions)
         middle = time.perf_counter()
         logits = self.net.head(self.net.norm(x))  # type: ignore[misc]
         self.blocks, self.head = middle - begin, time.perf_counter() - middle

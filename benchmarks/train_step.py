@@ -34,9 +34,9 @@ class Ours(NamedTuple):
     mask: AttentionMask | None = None
 
     def loss(self, tokens: Tensor, noisy: Tensor, masked: Tensor, p_mask: Tensor) -> Tensor:
-        rows = masked.flatten().nonzero().squeeze(1)
-        weights = bound_weights(rows, p_mask, tokens.shape[1])
-        return self.net.weighted_nll(noisy, tokens, rows, weights, self.mask)[0] / tokens.numel()
+        positions = masked.flatten().nonzero().squeeze(1)
+        weights = bound_weights(positions, p_mask, tokens.shape[1])
+        return self.net.weighted_nll(noisy, tokens, positions, weights, self.mask)[0] / tokens.numel()
 
     def noise(self, tokens: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
         rows = len(tokens)
@@ -88,12 +88,12 @@ def loss_memory(vocabulary: int, dtype: torch.dtype) -> tuple[int, int]:
     """
     hidden = torch.randn(B * T, 256, requires_grad=True)
     weight = torch.randn(vocabulary, 256, requires_grad=True)
-    tokens, rows = torch.randint(vocabulary, (B, T)), torch.arange(0, B * T, 2)
-    masked = torch.zeros(B * T, dtype=torch.bool).index_fill(0, rows, True).view(B, T)
+    tokens, positions = torch.randint(vocabulary, (B, T)), torch.arange(0, B * T, 2)
+    masked = torch.zeros(B * T, dtype=torch.bool).index_fill(0, positions, True).view(B, T)
     hidden.grad, weight.grad = torch.zeros_like(hidden), torch.zeros_like(weight)
 
     def ours() -> None:
-        loss, _ = weighted_nll(hidden[rows], weight, None, tokens.flatten()[rows], torch.ones(len(rows)))
+        loss, _ = weighted_nll(hidden[positions], weight, None, tokens.flatten()[positions], torch.ones(len(positions)))
         (loss / tokens.numel()).backward()
 
     def plain() -> None:

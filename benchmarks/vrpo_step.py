@@ -20,7 +20,8 @@ from benchmarks.timing import arguments, compare, peak_memory, table, verdict
 from lit_llada.backbone.config import BackboneConfig
 from lit_llada.backbone.transformer import Backbone
 from lit_llada.data.batch import AnswerBatch
-from lit_llada.modules.predict import Masked, locate, predict, sum_over_answers
+from lit_llada.modules.predict import Masked, locate, predict
+from lit_llada.modules.vrpo import sum_over_answers
 from lit_llada.objectives.preference import (
     Draws,
     Estimator,
@@ -51,15 +52,15 @@ def loss_of(draws: Draws, sums: Tensor, reference: Tensor) -> Tensor:
     return preference_loss(score(policy, tied, BETA), BETA).sum()
 
 
-def our_sums(model: Backbone, batch: AnswerBatch, place: Masked) -> Tensor:
+def our_sums(net: Backbone, batch: AnswerBatch, place: Masked) -> Tensor:
     """``[2P]`` sums of log p over the masked tokens of one draw."""
-    return sum_over_answers(predict(model, batch, place, model.config.vocabulary - 1), len(batch.keys))
+    return sum_over_answers(predict(net, batch, place, net.config.vocabulary - 1), len(batch.keys))
 
 
 @torch.no_grad()
-def our_reference(model: Backbone, batch: AnswerBatch, draws: Draws) -> Tensor:
+def our_reference(net: Backbone, batch: AnswerBatch, draws: Draws) -> Tensor:
     """``[n, 2P]``, the same for all draws."""
-    return torch.stack([our_sums(model, batch, place) for place in locate(batch, draws.masked)])
+    return torch.stack([our_sums(net, batch, place) for place in locate(batch, draws.masked)])
 
 
 def our_step(net: Backbone, twin: Backbone | None, cache: Tensor, batch: AnswerBatch, draws: Draws) -> None:
@@ -82,21 +83,21 @@ def our_step(net: Backbone, twin: Backbone | None, cache: Tensor, batch: AnswerB
     rest.backward()
 
 
-def plain_sums(model: PlainTransformer, batch: AnswerBatch, draws: Draws) -> Tensor:
+def plain_sums(net: PlainTransformer, batch: AnswerBatch, draws: Draws) -> Tensor:
     """``[n, 2P]`` with the logits of every position, draw by draw."""
-    found, mask_id = [], model.config.vocabulary - 1
+    found, mask_id = [], net.config.vocabulary - 1
     for masked in draws.masked:
         where = F.pad(masked, (batch.tokens.shape[1] - masked.shape[1], 0))
-        logits = model(torch.where(where, mask_id, batch.tokens)).float()
+        logits = net(torch.where(where, mask_id, batch.tokens)).float()
         logs = logits.log_softmax(-1).gather(-1, batch.tokens[..., None]).squeeze(-1)
         found.append((logs * where).sum(1))
     return torch.stack(found)
 
 
-def plain_step(model: PlainTransformer, twin: PlainTransformer, batch: AnswerBatch, draws: Draws) -> None:
+def plain_step(net: PlainTransformer, twin: PlainTransformer, batch: AnswerBatch, draws: Draws) -> None:
     with torch.no_grad():
         reference = plain_sums(twin, batch, draws)
-    loss_of(draws, plain_sums(model, batch, draws), reference).backward()
+    loss_of(draws, plain_sums(net, batch, draws), reference).backward()
 
 
 def main() -> None:

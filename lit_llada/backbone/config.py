@@ -154,7 +154,7 @@ class BackboneConfig:
         """Floating-point operations of one token's forward pass at sequence length ``length``.
 
         Two per active weight, plus attention's ``4 L H h``; ``head_share`` is the part of the tokens that meet the
-        vocabulary (masked rows only: one half on average for t ~ U[0, 1)). A training step costs three times as much.
+        vocabulary (masked ones only: one half on average for t ~ U[0, 1)). A training step costs three times as much.
         """
         attention = 4 * length * self.n_heads * self.head_width * self.n_layers
         if self.causal:

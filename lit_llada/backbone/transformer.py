@@ -1,7 +1,8 @@
-"""The net itself: blocks, the ways out (logits, or nll on masked rows), and the initialisation in one place.
+"""The Transformer: its blocks, its two outputs (logits, or nll of masked positions), and the initialisation.
 
-Pre-norm residual blocks, no time input, no biases, full attention; see 2502.09992 (dense) and 2509.24389 (sparse).
-Shapes: B batch, T tokens, D width, H heads, K key/value heads, h head width, V vocabulary, R selected rows.
+Pre-norm residual blocks without a time input. The published nets have no biases and full attention; the config also
+allows biases and a causal mask. See 2502.09992 (dense) and 2509.24389 (sparse).
+Shapes: B batch, T tokens, D width, H heads, K key/value heads, h head width, V vocabulary, R selected positions.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Attention(nn.Module):
             q, k = [config.head_width] * 2 if config.qk_norm == "head" else self.widths[:2]
             self.q_norm, self.k_norm = RMSNorm(q, config.norm_eps), RMSNorm(k, config.norm_eps)
 
-    def forward(self, x: Tensor, table: Tensor, plan: AttentionPlan, rows: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, table: Tensor, plan: AttentionPlan, positions: Tensor | None = None) -> Tensor:
         c = self.config
         q, k, v = self.qkv(x).split(self.widths, dim=-1)
         if c.qk_norm == "width":
@@ -46,7 +47,7 @@ class Attention(nn.Module):
         if c.qk_norm == "head":
             q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
         q, k = (rotate(part, table, c.rope_full_precision) for part in (q, k))
-        return self.out(_select(attend(q, k, v, plan).flatten(-2), rows))
+        return self.out(_select(attend(q, k, v, plan).flatten(-2), positions))
 
 
 class Block(nn.Module):
@@ -72,13 +73,13 @@ class Block(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, table: Tensor, plan: AttentionPlan, rows: Tensor | None = None
+        self, x: Tensor, table: Tensor, plan: AttentionPlan, positions: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """``[B, T, D]`` -> the same, and the router's logits ``[B*T, E]`` of a sparse block.
 
-        With ``rows`` (flat, ``[R]``) only these go on after having looked at all the others: ``[R, D]``.
+        With ``positions`` (flat, ``[R]``) only these go on after having looked at all the others: ``[R, D]``.
         """
-        x = _select(x, rows) + self.attn(self.attn_norm(x), table, plan, rows)
+        x = _select(x, positions) + self.attn(self.attn_norm(x), table, plan, positions)
         y = self.mlp(self.mlp_norm(x))
         y, router = y if isinstance(y, tuple) else (y, None)
         return x + y, router
@@ -107,61 +108,69 @@ class Backbone(nn.Module):
             self.init_weights()
 
     def forward(
-        self, tokens: Tensor, mask: AttentionMask | None = None, rows: Tensor | None = None, cache: KVView | None = None
+        self,
+        tokens: Tensor,
+        mask: AttentionMask | None = None,
+        positions: Tensor | None = None,
+        cache: KVView | None = None,
     ) -> Tensor:
         """Logits.
 
         Args:
             tokens: ``[B, T]``, with mask tokens where something is to be predicted.
             mask: who sees whom; None for full attention.
-            rows: flat positions ``b*T + i``, ``[R]``: only these meet the vocabulary.
+            positions: ``[R]``, flat, ``b*T + i``: only these meet the vocabulary.
             cache: keys and values of whole rows; ``tokens`` may be a part of these then, ``mask`` is about the whole.
 
         Returns:
-            ``[B, T, V]``, or ``[R, V]`` with ``rows``.
+            ``[B, T, V]``, or ``[R, V]`` with ``positions``.
         """
-        x, _ = self.hidden(tokens, mask, rows, cache)
+        x, _ = self.hidden(tokens, mask, positions, cache)
         return F.linear(self.norm(x), *self._head())
 
     def nll(
-        self, noisy: Tensor, targets: Tensor, rows: Tensor, mask: AttentionMask | None = None
+        self, noisy: Tensor, targets: Tensor, positions: Tensor, mask: AttentionMask | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """``-log p(targets | noisy)`` at the selected rows; no other row meets the vocabulary.
+        """``-log p(targets | noisy)`` at the selected positions; no other one meets the vocabulary.
 
         Args:
             noisy: ``[B, T]`` with mask tokens.
             targets: ``[B, T]`` clean ids.
-            rows: flat positions ``b*T + i``, ``[R]``.
+            positions: ``[R]``, flat, ``b*T + i``.
             mask: who sees whom.
 
         Returns:
             nats ``[R]`` (float32 or wider), and the router's logits ``[sparse layers, B*T, E]`` of a sparse net.
         """
-        x, router = self.hidden(noisy, mask, rows)
-        return chunked_nll(self.norm(x), *self._head(), targets.flatten()[rows], self.fused), router
+        x, router = self.hidden(noisy, mask, positions)
+        return chunked_nll(self.norm(x), *self._head(), targets.flatten()[positions], self.fused), router
 
     def weighted_nll(
-        self, noisy: Tensor, targets: Tensor, rows: Tensor, scale: Tensor, mask: AttentionMask | None = None
+        self, noisy: Tensor, targets: Tensor, positions: Tensor, scale: Tensor, mask: AttentionMask | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """``sum over rows of scale * nll``: cheaper than :meth:`nll` where the weights are known beforehand.
+        """``sum over positions of scale * nll``: cheaper than :meth:`nll` where the weights are known beforehand.
 
         Args:
-            noisy, targets, rows, mask: see :meth:`nll`.
+            noisy, targets, positions, mask: see :meth:`nll`.
             scale: ``[R]``; it gets no gradient.
 
         Returns:
             a scalar, the nats ``[R]`` without a graph, and the router's logits of a sparse net.
         """
-        x, router = self.hidden(noisy, mask, rows)
-        loss, nll = weighted_nll(self.norm(x), *self._head(), targets.flatten()[rows], scale, self.fused)
+        x, router = self.hidden(noisy, mask, positions)
+        loss, nll = weighted_nll(self.norm(x), *self._head(), targets.flatten()[positions], scale, self.fused)
         return loss, nll, router
 
     def hidden(
-        self, tokens: Tensor, mask: AttentionMask | None = None, rows: Tensor | None = None, cache: KVView | None = None
+        self,
+        tokens: Tensor,
+        mask: AttentionMask | None = None,
+        positions: Tensor | None = None,
+        cache: KVView | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """The residual stream after the last block, ``[B, T, D]``, and the router's logits of a sparse net.
 
-        With ``rows`` only these, ``[R, D]``; the others' part in a dense last block is not computed.
+        With ``positions`` only these, ``[R, D]``; the others' part in a dense last block is not computed.
         """
         c, device = self.config, tokens.device
         weight = self.embed.weight
@@ -171,18 +180,18 @@ class Backbone(nn.Module):
         table = rotary_table(length, c.rotary_dim, c.rope_theta, dtype, device)
         if cache is not None and cache.positions is not None:
             table = table[:, cache.positions]
-        early = rows is not None and not c.is_sparse(c.n_layers - 1)  # a router's losses are over all tokens
+        early = positions is not None and not c.is_sparse(c.n_layers - 1)  # a router's losses are over all tokens
         # Norms keep their dtype where matrices are held in a narrower one, and so does the residual stream.
         x, routers = self.embed(tokens).to(self.residual or self.norm.weight.dtype), []
         for layer, block in enumerate(self.blocks):
-            inputs = (x, table, plan.at(layer), rows if early and layer == c.n_layers - 1 else None)
+            inputs = (x, table, plan.at(layer), positions if early and layer == c.n_layers - 1 else None)
             if self.checkpointing and torch.is_grad_enabled():
                 x, router = checkpoint(block, *inputs, use_reentrant=False)
             else:
                 x, router = block(*inputs)
             if router is not None:
                 routers.append(router)
-        return x if early else _select(x, rows), torch.stack(routers) if routers else None
+        return x if early else _select(x, positions), torch.stack(routers) if routers else None
 
     def _head(self) -> tuple[Tensor, Tensor | None]:
         return (self.embed.weight, None) if self.head is None else (self.head.weight, self.head.bias)
@@ -229,9 +238,9 @@ class Backbone(nn.Module):
         return 1 / math.sqrt(fan_in)
 
 
-def _select(x: Tensor, rows: Tensor | None) -> Tensor:
-    """``[B, T, D]`` -> its rows ``[R, D]`` by flat position; all of it without ``rows``."""
-    return x if rows is None else x.flatten(0, 1)[rows]
+def _select(x: Tensor, positions: Tensor | None) -> Tensor:
+    """``[B, T, D]`` -> what stands at these flat positions, ``[R, D]``; without ``positions`` all of it."""
+    return x if positions is None else x.flatten(0, 1)[positions]
 
 
 def _fill(parameter: Tensor, std: float, cut: bool, generator: torch.Generator) -> None:

@@ -46,7 +46,7 @@ class AnswerBatch(NamedTuple):
     documents: Tensor  # [B, T] int64, number of the example in its row: 0, 1, ...; -1 for padding that nobody sees
     answers: Tensor  # [S, A] int64, flat positions b*T + i of the tokens that may be masked; -1 beyond the answer
     keys: Tensor  # [S] int64, names each draw of noise: the place in the global order (of the pair, for a preference)
-    rows: Tensor  # [S] int64, the number of the record, over all folders of the split: the same in every epoch
+    records: Tensor  # [S] int64, the number of the record, over all folders of the split: the same in every epoch
     cu_seqlens: Tensor | None = None  # int32, see flash_layout(documents); None leaves it to whoever needs it
 
     @property

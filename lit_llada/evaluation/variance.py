@@ -22,6 +22,7 @@ from lit_llada.objectives.coupling import draw_pairs
 from lit_llada.objectives.preference import (
     Draws,
     Estimator,
+    Role,
     estimate,
     preference_loss,
     score,
@@ -146,26 +147,26 @@ class _Pairs(NamedTuple):
     estimator: Estimator
     beta: float
 
-    def draw(self, seed: int, mask_seed: int, model: int) -> Draws:
+    def draw(self, seed: int, mask_seed: int, role: Role) -> Draws:
         tokens, answers, keys = self.batch.tokens, self.batch.answers, self.batch.keys.view(2, -1)[0]
-        return draw_pairs(tokens, answers, keys, seed, self.estimator, model, mask_seed)
+        return draw_pairs(tokens, answers, keys, seed, self.estimator, role, mask_seed)
 
     @torch.no_grad()
     def tied(self, seed: int, mask_seed: int) -> Tensor:
         """``[2, P]`` ELBOs of the reference."""
-        draws = self.draw(seed, mask_seed, model=1)
+        draws = self.draw(seed, mask_seed, role="reference")
         return _elbos(draws, torch.stack([self.reference(self.batch, masked) for masked in draws.masked]))
 
     @torch.no_grad()
     def scores(self, seed: int, mask_seed: int) -> Tensor:
         """``[P]`` float64."""
-        draws = self.draw(seed, mask_seed, model=0)
+        draws = self.draw(seed, mask_seed, role="policy")
         own = _elbos(draws, torch.stack([self.policy(self.batch, masked) for masked in draws.masked]))
         return score(own, self.tied(seed, mask_seed), self.beta)
 
     def gradient(self, seed: int, mask_seed: int, parameters: Sequence[Tensor]) -> Tensor:
         """``[all parameters]`` float64, of the mean loss over the batch."""
-        draws, tied = self.draw(seed, mask_seed, model=0), self.tied(seed, mask_seed)
+        draws, tied = self.draw(seed, mask_seed, role="policy"), self.tied(seed, mask_seed)
 
         def loss(sums: Tensor) -> Tensor:
             return preference_loss(score(_elbos(draws, sums), tied, self.beta), self.beta).mean()

@@ -62,8 +62,8 @@ class CachedReference:
                 f"model.reference {self.path} holds no {split} records: give --model.reference null, so that the"
                 " reference itself is asked"
             )
-        rows = batch.rows.view(2, -1)[0].cpu()
-        found = self.tables[split][rows]  # [P, n, 2]
+        records = batch.records.view(2, -1)[0].cpu()
+        found = self.tables[split][records]  # [P, n, 2]
         if found.isnan().any():
             raise UserError(
                 f"model.reference {self.path} lacks {split} records (another data.val_rows?); make it again"
@@ -84,19 +84,19 @@ class ReferenceWriter(L.Callback):
     def on_predict_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self.identity = identity(pl_module)
         data, shape = trainer.datamodule, (pl_module.estimator.draws, 2)  # type: ignore[attr-defined]
-        rows = {split: sum(map(len, data.rows[split])) for split in SPLITS}
-        self.sums = {split: torch.zeros(count, *shape, dtype=torch.float64) for split, count in rows.items()}
-        self.times = {split: torch.zeros(count, dtype=torch.float64) for split, count in rows.items()}
+        records = {split: sum(map(len, data.rows[split])) for split in SPLITS}
+        self.sums = {split: torch.zeros(count, *shape, dtype=torch.float64) for split, count in records.items()}
+        self.times = {split: torch.zeros(count, dtype=torch.float64) for split, count in records.items()}
 
     def on_predict_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         split, self.dtype = SPLITS[dataloader_idx], outputs.dtype
         real = (batch.lengths > 0).view(2, -1)[0].cpu()
-        rows = batch.rows.view(2, -1)[0].cpu()[real]
+        records = batch.records.view(2, -1)[0].cpu()[real]
         found = outputs.view(len(outputs), 2, -1).permute(2, 0, 1).double().cpu()[real]  # [P, n, 2]
-        new = self.times[split][rows] == 0  # the first time counts: it is what a first epoch will ask
-        self.sums[split][rows[new]], self.times[split][rows[new]] = found[new], 1.0
+        new = self.times[split][records] == 0  # the first time counts: it is what a first epoch will ask
+        self.sums[split][records[new]], self.times[split][records[new]] = found[new], 1.0
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         tables = {}

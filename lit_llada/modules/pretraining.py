@@ -99,10 +99,11 @@ class PretrainingModule(DiffusionModule):
         noisy, masked, p_mask = mask_tokens(
             tokens, maskable, t, keys, self.mask_token, seed, masking=self.masking, eps=self.eps
         )
-        rows = masked.flatten().nonzero().squeeze(1)
+        positions = masked.flatten().nonzero().squeeze(1)
         visible = AttentionMask(documents if self.document_mask else None)
-        loss, nll, router_logits = net.weighted_nll(noisy, tokens, rows, bound_weights(rows, p_mask, length), visible)
-        row, count = rows // length, maskable.sum()
+        weights = bound_weights(positions, p_mask, length)
+        loss, nll, router_logits = net.weighted_nll(noisy, tokens, positions, weights, visible)
+        row, count = positions // length, maskable.sum()
         return StepOutput(
             loss=loss,
             count=count,

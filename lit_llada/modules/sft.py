@@ -150,8 +150,9 @@ def complement(masked: Tensor, inside: Tensor, p_mask: Tensor, masking: Masking,
 
 def twice(batch: AnswerBatch) -> AnswerBatch:
     """The same samples again below themselves."""
-    tokens, documents, keys, rows = (torch.cat((x, x)) for x in (batch.tokens, batch.documents, batch.keys, batch.rows))
+    doubled = (torch.cat((x, x)) for x in (batch.tokens, batch.documents, batch.keys, batch.records))
+    tokens, documents, keys, records = doubled
     again = torch.where(batch.answers >= 0, batch.answers + batch.tokens.numel(), -1)
     edges = batch.cu_seqlens
     edges = None if edges is None else torch.cat((edges, edges[1:] + batch.tokens.numel()))
-    return AnswerBatch(tokens, documents, torch.cat((batch.answers, again)), keys, rows, edges)
+    return AnswerBatch(tokens, documents, torch.cat((batch.answers, again)), keys, records, edges)

@@ -20,6 +20,7 @@ from lit_llada.objectives.coupling import draw_pairs
 from lit_llada.objectives.preference import (
     Draws,
     Estimator,
+    Role,
     estimate,
     preference_loss,
     score,
@@ -211,18 +212,18 @@ class VRPOModule(DiffusionModule):
 
     def predict_step(self, batch: AnswerBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """What the reference, which the policy still is, says of a batch: ``[n, 2P]``."""
-        return self._ask(self.trained, batch, self.draw(batch, SPLITS[dataloader_idx], model=1))[0]
+        return self._ask(self.trained, batch, self.draw(batch, SPLITS[dataloader_idx], role="reference"))[0]
 
     # ------------------------------------------------------------------ its parts
 
-    def draw(self, batch: AnswerBatch, split: str, model: int = 0) -> Draws:
-        """The masks of a batch, for the policy (0) or the reference (1)."""
-        keys = (batch.rows if self.noise == "record" else batch.keys).view(2, -1)[0]
+    def draw(self, batch: AnswerBatch, split: str, role: Role = "policy") -> Draws:
+        """The masks of a batch, for the policy or the reference."""
+        keys = (batch.records if self.noise == "record" else batch.keys).view(2, -1)[0]
         seed = self.seed + (split != "train")
-        return draw_pairs(batch.tokens, batch.answers, keys, seed, self.estimator, model)
+        return draw_pairs(batch.tokens, batch.answers, keys, seed, self.estimator, role)
 
     def _ask_reference(self, batch: AnswerBatch, split: str) -> Reference:
-        draws = self.draw(batch, split, model=1)
+        draws = self.draw(batch, split, role="reference")
         if self._cache is not None:
             return Reference(draws, self._cache.sums(batch, split))
         net = self._twin[0] if self._twin else self.trained

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lit_llada.objectives.preference import Draws, Estimator, draw_masks
+from lit_llada.objectives.preference import Draws, Estimator, Role, draw_masks
 
 
 def draw_pairs(
@@ -14,7 +14,7 @@ def draw_pairs(
     keys: Tensor,
     seed: int,
     estimator: Estimator,
-    model: int = 0,
+    role: Role = "policy",
     mask_seed: int | None = None,
 ) -> Draws:
     """The masks of both answers of each pair, which share what the estimator lets them share.
@@ -22,12 +22,12 @@ def draw_pairs(
     Args:
         tokens, answers: see :func:`aligned`.
         keys: ``[P]`` int64, the noise of each pair.
-        seed, estimator, model, mask_seed: see :func:`~lit_llada.objectives.preference.draw_masks`.
+        seed, estimator, role, mask_seed: see :func:`~lit_llada.objectives.preference.draw_masks`.
     """
     lengths = (answers >= 0).sum(1).clamp(min=1)  # what only fills a batch up has no answer
     each = answer_keys(keys, estimator.coupled).flatten()
     places = aligned(tokens, answers) if estimator.coupled else None
-    return draw_masks(lengths, each, seed, estimator, answers.shape[1], model, places, mask_seed)
+    return draw_masks(lengths, each, seed, estimator, answers.shape[1], role, places, mask_seed)
 
 
 def answer_keys(pair_keys: Tensor, coupled: bool) -> Tensor:

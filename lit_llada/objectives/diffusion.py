@@ -22,20 +22,20 @@ from torch import Tensor
 Normalize = Literal["sequence", "token", "uniform"]
 
 
-def bound_weights(rows: Tensor, p_mask: Tensor, length: int) -> Tensor:
+def bound_weights(positions: Tensor, p_mask: Tensor, length: int) -> Tensor:
     """What the nll of each masked token is multiplied by, ``1 / p_mask``: their sum is the bound of all sequences.
 
     Divide that sum by *all* tokens that could have been masked, not by the masked ones.
 
     Args:
-        rows: ``[R]`` flat positions ``b * length + i`` of the masked tokens.
+        positions: ``[R]``, flat, ``b * length + i``, of the masked tokens.
         p_mask: ``[B]`` masking probability of each sample.
         length: T.
 
     Returns:
         ``[R]``, the dtype of ``p_mask``.
     """
-    return 1 / p_mask[rows // length]
+    return 1 / p_mask[positions // length]
 
 
 def answer_weights(p_mask: Tensor, masked: Tensor, lengths: Tensor, normalize: Normalize) -> tuple[Tensor, Tensor]:

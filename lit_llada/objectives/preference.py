@@ -81,6 +81,9 @@ ESTIMATORS: dict[str, Estimator] = {
 }
 
 
+Role = Literal["policy", "reference"]  # whose masks are drawn
+
+
 class Draws(NamedTuple):
     """Masks and their weights.
 
@@ -99,7 +102,7 @@ def draw_masks(
     seed: int,
     estimator: Estimator,
     width: int,
-    model: int = 0,
+    role: Role = "policy",
     places: Tensor | None = None,
     mask_seed: int | None = None,
 ) -> Draws:
@@ -111,11 +114,11 @@ def draw_masks(
         seed: of the run.
         estimator: see there.
         width: A, the longest answer there may be.
-        model: 0 for the policy; anything else draws other noise, unless the estimator shares it.
+        role: the reference draws other noise than the policy, unless the estimator shares it.
         places: ``[S, A]`` names of the answers' tokens, see ``coupling.aligned``; None counts them from the start.
         mask_seed: draws other masks at the same noise levels; None is ``seed``.
     """
-    stream = 0 if estimator.shared else model
+    stream = int(role == "reference" and not estimator.shared)
     count, weight, flipped = (_fixed_counts if estimator.masking == "fixed_count" else _bernoulli)(
         lengths, keys, seed, estimator, stream
     )

@@ -40,7 +40,7 @@ def compile_blocks(net: nn.Module) -> None:
     """Compile every block on its own and the head's softmax, in place: names of parameters stay.
 
     Equal blocks share one compilation, which serves every number of rows and tokens. Others are made for: the last
-    block, where only some rows go on; no gradient; an input without a gradient, as the first block's over a frozen
+    block, where only some positions go on; no gradient; an input without a gradient, as the first block's over a frozen
     embedding; frozen weights; torch's inference mode. One row or one token is a case of its own.
     """
     # Of one function for all nets; beyond it torch gives up compiling. VRPO in a dense net needs 7, without an average.
@@ -52,17 +52,17 @@ def compile_blocks(net: nn.Module) -> None:
 
 
 def _call_with_any_size(
-    compiled: Callable[..., Any], x: Tensor, table: Tensor, plan: AttentionPlan, rows: Tensor | None = None
+    compiled: Callable[..., Any], x: Tensor, table: Tensor, plan: AttentionPlan, positions: Tensor | None = None
 ) -> Any:
     """Say which sizes vary before torch sees the first ones: what it finds out by itself costs two compilations each.
 
     Not ``dynamic=True``: there T = D in the first batch makes T a constant.
     """
     masks = () if plan.allowed is None else ((plan.allowed, (0, 2, 3)),)
-    flat = [(size, (0,)) for size in (rows, plan.real, plan.cu_seqlens) if size is not None]
+    flat = [(size, (0,)) for size in (positions, plan.real, plan.cu_seqlens) if size is not None]
     for tensor, dims in ((x, (0, 1)), (table, (1,)), *masks, *flat):
         torch._dynamo.maybe_mark_dynamic(tensor, dims)
-    return compiled(x, table, plan, rows)
+    return compiled(x, table, plan, positions)
 
 
 def shard(net: nn.Module, mesh: DeviceMesh, mixed: bool) -> None:

@@ -169,7 +169,7 @@ SPARSE = {"n_experts": 6, "expert_dim": 16, "experts_per_token": 2, "shared_expe
         (1.0, {"n_kv_heads": 1, "head_dim": 10}),
         (1.0, {"tie_embeddings": True}),
         (1.0, SPARSE),
-        (0.25, SPARSE),  # a dense last block does less than its share: it skips the rows that nobody asked for
+        (0.25, SPARSE),  # a dense last block does less than its share: it skips the positions that nobody asked for
     ],
 )
 @torch.no_grad()
@@ -177,7 +177,7 @@ def test_flops_equal_the_counted_ones(options: dict[str, Any], share: float) -> 
     config = BackboneConfig(vocab_size=50, d_model=32, n_layers=3, n_heads=4, ff_dim=64, **options)
     net, tokens = Backbone(config, "eager").double(), torch.zeros(2, 16, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
-        net(tokens, rows=torch.arange(int(share * tokens.numel())))
+        net(tokens, positions=torch.arange(int(share * tokens.numel())))
     norms = sum(p.numel() for p in net.parameters() if p.ndim == 1)  # counted as two operations each, and no product
     assert config.flops_per_token(16, share) * tokens.numel() == counter.get_total_flops() + 2 * norms * tokens.numel()
 

@@ -36,8 +36,10 @@ def test_a_part_of_an_unchanged_row(fields: dict[str, Any], backend: Any, padded
     expected = whole.gather(1, POSITIONS[..., None].expand(-1, -1, 23))
     view = KVView(cache, ids, 9, POSITIONS)
     torch.testing.assert_close(net(part, chosen, cache=view), expected, atol=1e-12, rtol=0)
-    rows = torch.tensor([4, 0])
-    torch.testing.assert_close(net(part, chosen, rows, view), expected.flatten(0, 1)[rows], atol=1e-12, rtol=0)
+    positions = torch.tensor([4, 0])
+    torch.testing.assert_close(
+        net(part, chosen, positions, view), expected.flatten(0, 1)[positions], atol=1e-12, rtol=0
+    )
 
 
 @torch.no_grad()

@@ -62,26 +62,28 @@ def gradients(net: Backbone, loss: Tensor) -> dict[str, Tensor]:
 def test_nll_is_the_cross_entropy_of_the_logits_with_its_gradients(kind: str, vocabulary: int) -> None:
     net, (noisy, targets) = make_net(kind, vocabulary), batch(vocabulary)
     mask = AttentionMask(documents=(torch.arange(7) > 3).long().expand(2, 7))
-    rows = torch.tensor([0, 3, 4, 9, 13])
+    positions = torch.tensor([0, 3, 4, 9, 13])
     weights = torch.rand(5).double()
-    nll, router = net.nll(noisy, targets, rows, mask)
-    plain = F.cross_entropy(net(noisy, mask).flatten(0, 1), targets.flatten(), reduction="none")[rows]
+    nll, router = net.nll(noisy, targets, positions, mask)
+    plain = F.cross_entropy(net(noisy, mask).flatten(0, 1), targets.flatten(), reduction="none")[positions]
     torch.testing.assert_close(nll, plain, atol=1e-12, rtol=1e-12)
-    loss, again, _ = net.weighted_nll(noisy, targets, rows, weights, mask)
+    loss, again, _ = net.weighted_nll(noisy, targets, positions, weights, mask)
     torch.testing.assert_close((loss, again), ((plain * weights).sum(), plain), atol=1e-12, rtol=1e-12)
     theirs = gradients(net, (plain * weights).sum())
     for ours in (gradients(net, (nll * weights).sum()), gradients(net, loss)):
         torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-10)
     assert (router is None) == (kind != "moe")
     with torch.no_grad():  # another path of the head
-        torch.testing.assert_close(net.nll(noisy, targets, rows, mask)[0], plain, atol=1e-12, rtol=1e-12)
+        torch.testing.assert_close(net.nll(noisy, targets, positions, mask)[0], plain, atol=1e-12, rtol=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_selected_rows_are_those_of_all(kind: str) -> None:
     net, (tokens, _) = make_net(kind), batch()
-    rows = torch.tensor([12, 0, 5, 5])
-    torch.testing.assert_close(net(tokens, rows=rows), net(tokens).flatten(0, 1)[rows], atol=1e-13, rtol=1e-13)
+    positions = torch.tensor([12, 0, 5, 5])
+    torch.testing.assert_close(
+        net(tokens, positions=positions), net(tokens).flatten(0, 1)[positions], atol=1e-13, rtol=1e-13
+    )
 
 
 @pytest.mark.parametrize("vocabulary", [SMALL, LARGE])
@@ -90,7 +92,7 @@ def test_no_rows_give_no_loss_and_zero_gradients(kind: str, vocabulary: int) -> 
     net, (noisy, targets) = make_net(kind, vocabulary), batch(vocabulary)
     none = torch.zeros(0, dtype=torch.long)
     nll, _ = net.nll(noisy, targets, none)
-    assert nll.shape == (0,) and net(noisy, rows=none).shape == (0, vocabulary)
+    assert nll.shape == (0,) and net(noisy, positions=none).shape == (0, vocabulary)
     loss, again, _ = net.weighted_nll(noisy, targets, none, torch.zeros(0))
     assert again.shape == (0,) and float(loss) == 0
     for total in (nll.sum(), loss):
@@ -205,10 +207,10 @@ def test_norm_casts_before_it_scales() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_autocast_is_close_to_float32(kind: str, full_precision: bool) -> None:
     net, (tokens, targets) = make_net(kind, LARGE, rope_full_precision=full_precision).float(), batch(LARGE, length=33)
-    rows = torch.arange(0, 66, 2)
-    exact, _ = net.nll(tokens, targets, rows)
+    positions = torch.arange(0, 66, 2)
+    exact, _ = net.nll(tokens, targets, positions)
     with torch.autocast("cpu", torch.bfloat16):
-        nll, _ = net.nll(tokens, targets, rows)
+        nll, _ = net.nll(tokens, targets, positions)
     assert nll.dtype == torch.float32
     assert (nll - exact).abs().mean() < 0.03 < exact.mean()
     wanted, got = gradients(net, exact.mean()), gradients(net, nll.mean())

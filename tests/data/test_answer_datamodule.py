@@ -51,9 +51,9 @@ def test_an_epoch_uses_every_record_once(chat_folder: Path, bucketing: bool) -> 
     records = read_records(str(chat_folder), "train")
     assert module.rows_per_epoch == len(records) > 30
     batches = list(islice(module.training_loader(), len(records)))
-    assert sorted(int(batch.rows) for batch in batches) == list(range(len(records)))
+    assert sorted(int(batch.records) for batch in batches) == list(range(len(records)))
     for batch in batches:
-        record = records[int(batch.rows)]
+        record = records[int(batch.records)]
         said = [m["content"] for m in record.messages if m["role"] == "assistant"] + [record.answer]
         assert answers(batch) == ["".join(f"{text}|" for text in said)]
     assert (module.vocab_size, module.eos_id, module.mask_id, module.kind) == (258, 256, 257, "chat")
@@ -76,7 +76,7 @@ def test_packed_batches_hold_what_padded_ones_hold(chat_folder: Path) -> None:
     padded = ready(chat_folder, **options).training_loader()
     packed = ready(chat_folder, **options, layout="packed", length=400).training_loader()
     for one, other in zip(islice(padded, 12), packed, strict=False):
-        assert answers(one) == answers(other) and torch.equal(one.rows, other.rows)
+        assert answers(one) == answers(other) and torch.equal(one.records, other.records)
         assert other.tokens.shape[1] == 400 and len(other.tokens) < len(one.tokens)
         assert (one.lengths % 8 == 0).all()
 
@@ -94,7 +94,7 @@ def test_pairs(pair_folder: Path) -> None:
     module = ready(pair_folder, eos="one")
     batch = next(iter(module.training_loader()))
     assert module.kind == "preference" and len(batch.keys) == 8
-    assert batch.keys.tolist() == [0, 1, 2, 3] * 2 and torch.equal(batch.rows[:4], batch.rows[4:])
+    assert batch.keys.tolist() == [0, 1, 2, 3] * 2 and torch.equal(batch.records[:4], batch.records[4:])
     for good, bad in zip(answers(batch)[:4], answers(batch)[4:], strict=True):
         assert good.startswith("good ") and bad == f"bad {good.strip('!|')[5:]}|"
 
@@ -103,7 +103,7 @@ def test_validation_reads_each_record_once_in_order(chat_folder: Path, pair_fold
     for folder, sides in ((chat_folder, 1), (pair_folder, 2)):
         total = len(read_records(str(folder), "val"))
         batches = list(ready(folder, bucketing=True).val_dataloader())
-        assert [r for b in batches for r in b.rows[: len(b.rows) // sides].tolist()] == list(range(total))
+        assert [r for b in batches for r in b.records[: len(b.records) // sides].tolist()] == list(range(total))
         assert all((batch.lengths > 0).all() for batch in batches)
         again = list(ready(folder, seed=1).val_dataloader())
         assert all(torch.equal(a, b) for x, y in zip(batches, again, strict=True) for a, b in zip(x, y, strict=True))
@@ -173,7 +173,7 @@ class Recorder(L.LightningModule):
         self.seen: list[tuple[list[int], list[int], list[str]]] = []
 
     def training_step(self, batch: Any) -> torch.Tensor:
-        self.seen.append((batch.keys.tolist(), batch.rows.tolist(), answers(batch)))
+        self.seen.append((batch.keys.tolist(), batch.records.tolist(), answers(batch)))
         return self.weight.sum()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -47,7 +47,7 @@ def test_eos_up_to_the_longest_is_part_of_the_answer() -> None:
     assert batch.answers[0].tolist() == [3, 4, 5, 6, 7, -1]
     assert batch.answers[1].tolist() == [9, 10, 14, 15, -1, -1]
     assert batch.lengths.tolist() == [5, 4, 6]
-    assert (batch.keys.tolist(), batch.rows.tolist()) == ([50, 51, 52], [1050, 1051, 1052])
+    assert (batch.keys.tolist(), batch.records.tolist()) == ([50, 51, 52], [1050, 1051, 1052])
     assert {tensor.dtype for tensor in batch[:-1]} == {torch.int64}
     assert (batch.cu_seqlens.dtype, batch.cu_seqlens.tolist()) == (torch.int32, [0, 8, 16, 24])
 
@@ -135,7 +135,7 @@ def test_turns_are_drawn_anew_in_each_epoch_by_the_place_alone() -> None:
     every = batches[np.arange(80)]
     counts = every.lengths.tolist()
     assert set(counts) == {2, 3} and 20 < counts.count(2) < 60
-    by_row = sorted(zip(every.rows.tolist(), counts, strict=True))
+    by_row = sorted(zip(every.records.tolist(), counts, strict=True))
     assert any(a[1] != b[1] for a, b in zip(by_row[::2], by_row[1::2], strict=True))  # of two epochs
     some = batches[np.arange(30, 34)]
     assert some.lengths.tolist() == counts[30:34] and some.keys.tolist() == [30, 31, 32, 33]
@@ -148,8 +148,10 @@ def test_pairs_are_all_chosen_then_all_rejected_with_numbers_over_all_folders() 
     batches = AnswerBatches(sources, GlobalOrder([[7], [5]], seed=1), EOS, 16, eos="one", turns="all")
     batch = batches[np.arange(12)]
     assert batch.keys.tolist() == [*range(12), *range(12)]
-    assert batch.rows[:12].tolist() == batch.rows[12:].tolist() and sorted(batch.rows[:12].tolist()) == [*range(12)]
-    assert batch.tokens[:, 0].tolist() == [row if row < 7 else row - 7 for row in batch.rows.tolist()]
+    assert batch.records[:12].tolist() == batch.records[12:].tolist() and sorted(batch.records[:12].tolist()) == [
+        *range(12)
+    ]
+    assert batch.tokens[:, 0].tolist() == [row if row < 7 else row - 7 for row in batch.records.tolist()]
 
 
 @pytest.mark.parametrize("eos", ["batch", "one", "block"])

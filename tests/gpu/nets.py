@@ -30,10 +30,10 @@ def batch_of(rows: int, length: int, device: torch.device, seed: int = 5) -> tup
     return tokens.to(device), masked.to(device), scale.to(device)
 
 
-def loss_and_gradients(net: Backbone, tokens: Tensor, rows: Tensor, scale: Tensor) -> list[Tensor]:
+def loss_and_gradients(net: Backbone, tokens: Tensor, positions: Tensor, scale: Tensor) -> list[Tensor]:
     """The weighted loss with the router's logits in it, and the gradient of every parameter."""
-    noisy = tokens.flatten().index_fill(0, rows, VOCABULARY - 1).view_as(tokens)
-    loss, _, router = net.weighted_nll(noisy, tokens, rows, scale)
+    noisy = tokens.flatten().index_fill(0, positions, VOCABULARY - 1).view_as(tokens)
+    loss, _, router = net.weighted_nll(noisy, tokens, positions, scale)
     total = loss if router is None else loss + router.square().mean()
     return [total.detach(), *torch.autograd.grad(total, [*net.parameters()])]
 

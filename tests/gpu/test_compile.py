@@ -76,7 +76,7 @@ def compare(compiled: Backbone, plain: Backbone, rows: int, length: int, train: 
 def test_a_run_of_all_sizes_compiles_few_times(
     device: torch.device, counting: Counting, kind: str, dtype: torch.dtype, compilations: int
 ) -> None:
-    """Blocks with and without a gradient; in a dense net also a last block where only masked rows go on."""
+    """Blocks with and without a gradient; in a dense net also a last block where only masked positions go on."""
     compiled, plain = compiled_and_plain(kind, dtype, device)
     for step in RUN:
         compare(compiled, plain, *step)

@@ -88,9 +88,9 @@ def test_loss_equals_golden(device: torch.device, dtype: torch.dtype, key: str, 
     tokens, noisy, masked, p_mask = (
         tensors[f"pre_model.{name}"].to(device) for name in ("input_ids", "noisy_ids", "masked", "p_mask")
     )
-    rows = masked.flatten().nonzero().squeeze(1)
-    scale = bound_weights(rows, p_mask[:, 0].double(), tokens.shape[1])
-    loss, _, _ = golden_net("dense_a", dtype, device).weighted_nll(noisy, tokens, rows, scale)
+    positions = masked.flatten().nonzero().squeeze(1)
+    scale = bound_weights(positions, p_mask[:, 0].double(), tokens.shape[1])
+    loss, _, _ = golden_net("dense_a", dtype, device).weighted_nll(noisy, tokens, positions, scale)
     torch.testing.assert_close(loss.item() / tokens.numel(), case[key], rtol=rtol, atol=0)
 
 

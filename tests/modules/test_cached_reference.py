@@ -161,7 +161,7 @@ def test_a_checkpoint_can_be_looked_at_without_its_reference(
 
 def test_a_kept_reference_answers_in_the_order_of_the_batch() -> None:
     tables = {"train": torch.arange(5 * 3 * 2).view(5, 3, 2).float(), "val": torch.zeros(0, 3, 2)}
-    rows = torch.tensor([4, 1, 4, 1])
-    batch = SimpleNamespace(rows=rows, tokens=rows)
+    records = torch.tensor([4, 1, 4, 1])
+    batch = SimpleNamespace(records=records, tokens=records)
     found = CachedReference("x", tables).sums(batch, "train")  # type: ignore[arg-type]
     assert found.tolist() == [[tables["train"][r, n, side].item() for side in (0, 1) for r in (4, 1)] for n in range(3)]

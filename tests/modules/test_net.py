@@ -33,10 +33,10 @@ def test_auto_compiles_on_a_gpu_and_a_word_of_the_user_counts(asked: Any, device
 @pytest.mark.slow
 def test_the_compiled_softmax_of_the_head_is_the_plain_one() -> None:
     net = Backbone(BackboneConfig(vocab_size=600, d_model=16, n_layers=1, n_heads=2, ff_dim=16))
-    tokens, rows, found = torch.randint(600, (3, 100)), torch.arange(0, 300, 2), []
+    tokens, positions, found = torch.randint(600, (3, 100)), torch.arange(0, 300, 2), []
     for fused in (False, True):
         net.fused = fused
-        loss, nll, _ = net.weighted_nll(tokens, tokens, rows, torch.rand(150, generator=torch.manual_seed(1)))
+        loss, nll, _ = net.weighted_nll(tokens, tokens, positions, torch.rand(150, generator=torch.manual_seed(1)))
         found.append((nll, *torch.autograd.grad(loss, list(net.parameters()))))
     torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-4)
     compile_blocks(net)
@@ -46,16 +46,16 @@ def test_the_compiled_softmax_of_the_head_is_the_plain_one() -> None:
 @pytest.mark.parametrize("kind", BACKBONES)
 def test_the_residual_stream_in_bfloat16(kind: str) -> None:
     net = Backbone(BackboneConfig(**{**vars(BACKBONES[kind]), "vocab_size": 300}))
-    tokens, rows = torch.randint(300, (4, 33)), torch.arange(0, 132, 3)
+    tokens, positions = torch.randint(300, (4, 33)), torch.arange(0, 132, 3)
     dtypes: list[torch.dtype] = []
     for block in net.blocks:
         block.register_forward_hook(lambda _, inputs, out: dtypes.extend((inputs[0].dtype, out[0].dtype)))
     losses: list[Tensor] = []
     for net.residual in (None, torch.bfloat16):
         with torch.autocast("cpu", torch.bfloat16):
-            loss, _, _ = net.weighted_nll(tokens, tokens, rows, torch.ones(len(rows)))
+            loss, _, _ = net.weighted_nll(tokens, tokens, positions, torch.ones(len(positions)))
         loss.backward()
-        losses.append(loss / len(rows))
+        losses.append(loss / len(positions))
     assert dtypes == [torch.float32] * 4 + [torch.bfloat16] * 4
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in net.parameters())
     assert 0 < (losses[0] - losses[1]).abs() < 0.05 * losses[0]

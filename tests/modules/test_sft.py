@@ -78,12 +78,12 @@ class Table(nn.Module):
         shape = (4 ** (PROMPT + ANSWER), PROMPT + ANSWER, V)
         self.logs = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).log_softmax(-1)
 
-    def nll(self, noisy: Tensor, tokens: Tensor, rows: Tensor, mask: Any = None) -> tuple[Tensor, None]:
+    def nll(self, noisy: Tensor, tokens: Tensor, positions: Tensor, mask: Any = None) -> tuple[Tensor, None]:
         state = (noisy * 4 ** torch.arange(noisy.shape[1])).sum(-1)
-        return -self.logs[state].gather(-1, tokens.clamp(max=V - 1)[..., None]).flatten()[rows], None
+        return -self.logs[state].gather(-1, tokens.clamp(max=V - 1)[..., None]).flatten()[positions], None
 
-    def weighted_nll(self, noisy: Tensor, tokens: Tensor, rows: Tensor, scale: Tensor, mask: Any = None) -> Any:
-        nll, router = self.nll(noisy, tokens, rows, mask)
+    def weighted_nll(self, noisy: Tensor, tokens: Tensor, positions: Tensor, scale: Tensor, mask: Any = None) -> Any:
+        nll, router = self.nll(noisy, tokens, positions, mask)
         return (scale * nll).sum(), nll, router
 
 
@@ -105,8 +105,8 @@ def exact_bound(answer: tuple[int, ...]) -> float:
     total, table, tokens = 0.0, Table(), torch.tensor([(1, *answer)])
     for size in range(1, ANSWER + 1):
         for chosen in itertools.combinations(range(PROMPT, PROMPT + ANSWER), size):
-            rows = torch.tensor(chosen)
-            nll, _ = table.nll(tokens.index_fill(1, rows, MASK), tokens, rows)
+            positions = torch.tensor(chosen)
+            nll, _ = table.nll(tokens.index_fill(1, positions, MASK), tokens, positions)
             total += float(nll.sum()) / (size * math.comb(ANSWER, size))
     return total
 

@@ -70,17 +70,17 @@ def definition(module: VRPOModule, batch: AnswerBatch, reference: bool = False) 
     elbo = torch.zeros(len(batch.keys), dtype=torch.float64)
     for masked, weight in zip(*masks, strict=True):
         for s, place in enumerate(batch.answers):
-            rows = place[masked[s]]
-            assert len(rows), "each draw masks something"
-        rows = batch.answers[masked]
-        noisy = batch.tokens.flatten().index_fill(0, rows, module.mask_token).view_as(batch.tokens)
+            positions = place[masked[s]]
+            assert len(positions), "each draw masks something"
+        positions = batch.answers[masked]
+        noisy = batch.tokens.flatten().index_fill(0, positions, module.mask_token).view_as(batch.tokens)
         logs = net(noisy, AttentionMask(batch.documents)).log_softmax(-1)
         right = logs.gather(-1, batch.tokens[..., None]).flatten()
         elbo = elbo + torch.stack(
             [w * right[a[m]].sum() for w, a, m in zip(weight, batch.answers, masked, strict=True)]
         )
         if module.backbone.n_experts:
-            _, router = net.nll(noisy, batch.tokens, rows, AttentionMask(batch.documents))
+            _, router = net.nll(noisy, batch.tokens, positions, AttentionMask(batch.documents))
             k = module.backbone.experts_per_token
             routers = routers + module.balance_weight * balance_loss(router, k) + module.z_weight * z_loss(router)
     return elbo, routers

@@ -32,10 +32,10 @@ def golden(case: str) -> dict[str, torch.Tensor]:
 def test_pretraining_loss_equals_golden(case: str, kind: str, rtol: float) -> None:
     g = golden(case)
     dtype = torch.float32 if kind == "loss_f32" else torch.float64
-    rows = g["masked"].flatten().nonzero().squeeze(1)
-    logits, targets = g["logits"].to(dtype).flatten(0, 1)[rows], g["input_ids"].flatten()[rows]
+    positions = g["masked"].flatten().nonzero().squeeze(1)
+    logits, targets = g["logits"].to(dtype).flatten(0, 1)[positions], g["input_ids"].flatten()[positions]
     nll = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-    scale = bound_weights(rows, g["p_mask"][:, 0].to(dtype), g["input_ids"].shape[1])
+    scale = bound_weights(positions, g["p_mask"][:, 0].to(dtype), g["input_ids"].shape[1])
     loss = (scale * nll).sum() / g["input_ids"].numel()
     torch.testing.assert_close(loss.double().item(), CASES[case][kind], rtol=rtol, atol=0)
 
@@ -45,9 +45,9 @@ def test_pretraining_loss_equals_golden(case: str, kind: str, rtol: float) -> No
 ])  # fmt: skip
 def test_pretraining_loss_through_the_model_equals_golden(dtype: torch.dtype, key: str, rtol: float) -> None:
     g = golden("pre_model")
-    rows = g["masked"].flatten().nonzero().squeeze(1)
-    scale = bound_weights(rows, g["p_mask"][:, 0].double(), g["input_ids"].shape[1])
-    total, _, _ = load_net(GOLDEN / "dense_a", dtype).weighted_nll(g["noisy_ids"], g["input_ids"], rows, scale)
+    positions = g["masked"].flatten().nonzero().squeeze(1)
+    scale = bound_weights(positions, g["p_mask"][:, 0].double(), g["input_ids"].shape[1])
+    total, _, _ = load_net(GOLDEN / "dense_a", dtype).weighted_nll(g["noisy_ids"], g["input_ids"], positions, scale)
     loss = total / g["input_ids"].numel()
     torch.testing.assert_close(loss.double().item(), CASES["pre_model"][key], rtol=rtol, atol=0)
 
@@ -72,10 +72,10 @@ def table() -> torch.Tensor:
     return torch.randn(4**L, L, V, dtype=torch.float64, generator=generator).log_softmax(-1)
 
 
-def nll_of(table: torch.Tensor, noisy: torch.Tensor, tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+def nll_of(table: torch.Tensor, noisy: torch.Tensor, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     state = (noisy * 4 ** torch.arange(L)).sum(-1)
     log_p = table[state].gather(-1, tokens[..., None]).squeeze(-1)
-    return -log_p.flatten()[rows]
+    return -log_p.flatten()[positions]
 
 
 def exact_bound(table: torch.Tensor, tokens: torch.Tensor) -> float:
@@ -85,8 +85,8 @@ def exact_bound(table: torch.Tensor, tokens: torch.Tensor) -> float:
         masked = torch.tensor([bits])
         if not masked.any():
             continue
-        rows = masked.flatten().nonzero().squeeze(1)
-        nll = nll_of(table, torch.where(masked, MASK, tokens[None]), tokens[None], rows).sum()
+        positions = masked.flatten().nonzero().squeeze(1)
+        nll = nll_of(table, torch.where(masked, MASK, tokens[None]), tokens[None], positions).sum()
         size = int(masked.sum())
         total += float(nll) / (size * math.comb(L, size))
     return total
@@ -125,9 +125,9 @@ def expected_loss(table: torch.Tensor, tokens: torch.Tensor, masking: str, eps: 
             size = int(masked.sum())
             p = float(p_mask)
             chance = p**size * (1 - p) ** (L - size) if masking == "bernoulli" else 1 / math.comb(L, size)
-            rows = masked.nonzero().squeeze(1)
-            nll = nll_of(table, noisy[None], tokens[None], rows)
-            total += float(weight) * chance * float((bound_weights(rows, p_mask[None], L) * nll).sum())
+            positions = masked.nonzero().squeeze(1)
+            nll = nll_of(table, noisy[None], tokens[None], positions)
+            total += float(weight) * chance * float((bound_weights(positions, p_mask[None], L) * nll).sum())
     return total
 
 

@@ -135,8 +135,8 @@ def test_noise_is_shared_coupled_or_neither() -> None:
     keys = answer_keys(pairs, coupled=False)
     assert len(set(keys.flatten().tolist())) == 4 and torch.equal(*answer_keys(pairs, coupled=True))
     policy = draw_masks(lengths, keys[0], 0, shared, 7)
-    assert torch.equal(policy.masked, draw_masks(lengths, keys[0], 0, shared, 7, model=1).masked)
-    assert not torch.equal(policy.masked, draw_masks(lengths, keys[0], 0, apart, 7, model=1).masked)
+    assert torch.equal(policy.masked, draw_masks(lengths, keys[0], 0, shared, 7, role="reference").masked)
+    assert not torch.equal(policy.masked, draw_masks(lengths, keys[0], 0, apart, 7, role="reference").masked)
     assert not torch.equal(policy.masked, draw_masks(lengths, keys[1], 0, shared, 7).masked)
 
 
