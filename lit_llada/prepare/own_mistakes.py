@@ -21,7 +21,7 @@ from lit_llada.evaluation.exact_match import Question, Reply, canvas_length, loa
 from lit_llada.evaluation.wrong_answers import Found, asker, find_wrong
 from lit_llada.files import file_digest
 from lit_llada.prepare.chunks import console
-from lit_llada.prepare.conversations import Generated, RecordOptions, prepare_records
+from lit_llada.prepare.record_folder import Generated, RecordOptions, prepare_records
 from lit_llada.prepare.record_sources import SourceRecord
 from lit_llada.prepare.splits import Fractions, Split
 from lit_llada.sampling.plan import Plan

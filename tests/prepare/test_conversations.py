@@ -135,7 +135,7 @@ def test_pairs_with_a_test_split(tmp_path: Path) -> None:
 def test_the_same_rows_give_the_same_bytes_whatever_the_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lit_llada.prepare.conversations.SHARD", 100)
+    monkeypatch.setattr("lit_llada.prepare.record_folder.SHARD", 100)
     file = write(tmp_path / "a.jsonl", ROWS)
     folders = [prepare_chat([file], str(tmp_path / f"{n}"), workers=n, chunk_mb=5e-4) for n in (1, 2, 3)]
     files = [{path.relative_to(f): path.read_bytes() for path in f.rglob("*") if path.is_file()} for f in folders]
@@ -228,7 +228,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 
 
 def test_a_mistake_that_a_worker_finds_is_one_line_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lit_llada.prepare.conversations.SHARD", 100)
+    monkeypatch.setattr("lit_llada.prepare.record_folder.SHARD", 100)
     file = write(tmp_path / "a.jsonl", [*ROWS, {"prompt": "x", "answer": "<|mask|>"}])
     with pytest.raises(UserError, match=r"a\.jsonl:31: message 2 spells"):
         prepare_chat([file], str(tmp_path / "out"), workers=2)
