@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -9,7 +10,16 @@ from pathlib import Path
 import pytest
 
 from lit_llada.errors import UserError
-from lit_llada.files import replacing, replacing_folder, unfinished, writing
+from lit_llada.files import (
+    file_digest,
+    read_object,
+    replacing,
+    replacing_folder,
+    require_folder,
+    text_hash,
+    unfinished,
+    writing,
+)
 
 
 def names(folder: Path) -> set[str]:
@@ -73,3 +83,35 @@ def test_an_error_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> None
     with pytest.raises(ZeroDivisionError):
         fail(replacing_folder(path), lambda part: (part / "new.txt").touch(), ZeroDivisionError)
     assert names(path) == set() and names(tmp_path) == {"made"}
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UserError, match=r"gone/a.txt cannot be written: .*; give another place"),
+        writing(tmp_path / "gone" / "a.txt"),
+    ):
+        pass
+    with pytest.raises(UserError, match=r"there is no folder .*gone; make it"):
+        require_folder(tmp_path / "gone" / "a.txt")
+    require_folder(tmp_path / "a.txt")
+    require_folder(None)
+
+
+def test_json_is_an_object_or_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    assert read_object(path) == {}
+    path.write_text('{"a": [1]}')
+    assert read_object(path) == {"a": [1]}
+    for text in ("[1]", "{"):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"a.json is not a JSON object"):
+            read_object(path)
+
+
+def test_hashes_are_those_of_sha256(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"abc")
+    whole = hashlib.sha256(b"abc")
+    assert file_digest(path) == whole.hexdigest() and text_hash("abc") == int(whole.hexdigest()[:16], 16)
+    with pytest.raises(UserError, match="gone: cannot be read"):
+        file_digest(tmp_path / "gone")

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from lit_llada.backbone.transformer import Backbone
 from lit_llada.checkpoint.load import load_net
 from lit_llada.sampling import generate as engine
-from lit_llada.sampling import selection
 from lit_llada.sampling.blocks import quota
 from lit_llada.sampling.canvas import State, lay_out
 from lit_llada.sampling.generate import generate
@@ -126,12 +125,3 @@ def test_quota_is_the_published_one(case: dict[str, Any]) -> None:
     before, now = quota(torch.full_like(steps, case["masked"]), torch.full_like(steps, case["steps"]), steps)
     assert now.tolist() == case["transfers"]
     assert before.tolist() == [sum(case["transfers"][:i]) for i in range(case["steps"])]
-
-
-@pytest.mark.parametrize("temperature", SAMPLING["gumbel_argmax"])
-def test_tokens_are_drawn_as_published(monkeypatch: pytest.MonkeyPatch, temperature: str) -> None:
-    uniform, logits = tensors()["gumbel.uniform"], tensors()["gumbel.logits"]
-    monkeypatch.setattr(selection, "keyed_uniform", lambda *_: uniform)
-    rows = torch.zeros(len(logits), dtype=torch.int64)
-    drawn = selection._draw(logits, float(temperature), (rows, 0, rows))
-    assert drawn.tolist() == SAMPLING["gumbel_argmax"][temperature]

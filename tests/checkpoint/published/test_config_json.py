@@ -1,4 +1,4 @@
-"""What cannot be computed, or is damaged, is refused in one line that names it."""
+"""A field that would change the computation is refused by name; what null says, and what changes nothing, is read."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from lit_llada.checkpoint.load import load_net
 from lit_llada.checkpoint.published.config_json import read_config
 from lit_llada.errors import UserError
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 LLAMA = {
     "architectures": ["LlamaForCausalLM"], "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4,
     "intermediate_size": 48, "rms_norm_eps": 1e-6, "vocab_size": 40,
@@ -85,60 +83,3 @@ def test_what_null_says_and_what_changes_nothing() -> None:
     new_style = {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}
     assert read_config(FIELDS["llama"] | new_style)[1].rope_theta == 5e5
     assert read_config(FIELDS["llama"])[1].rope_theta == 1e4
-
-
-def line_of(path: Path) -> str:
-    with pytest.raises(UserError) as caught:
-        load_net(path)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def test_files_that_are_missing_or_damaged(net, published, tmp_path: Path) -> None:
-    assert "no config.json" in line_of(tmp_path)
-    folder = published(net(), max_shard_size=20_000).path
-    shards = sorted(folder.glob("model-*.safetensors"))
-    whole = shards[1].read_bytes()
-    shards[1].write_bytes(whole[:-10])
-    assert f"{shards[1]} is cut off or damaged" in line_of(folder)
-    shards[1].write_text("version https://git-lfs.github.com/spec/v1\n")
-    assert f"{shards[1]} is cut off or damaged" in line_of(folder)
-    shards[1].unlink()
-    assert f"shard {shards[1].name} is missing" in line_of(folder)
-    shards[1].write_bytes(whole)
-    index = folder / "model.safetensors.index.json"
-    places = json.loads(index.read_text())
-    moved = {**places["weight_map"], "model.transformer.ln_f.weight": shards[0].name}
-    index.write_text(json.dumps({"weight_map": moved}))
-    assert f"says that model.transformer.ln_f.weight is in {shards[0].name}, and it is not" in line_of(folder)
-    index.write_text("{")
-    assert "model.safetensors.index.json is not valid JSON" in line_of(folder)
-    index.unlink()
-    assert "is a part, and model.safetensors.index.json is missing" in line_of(folder)
-    for shard in shards:
-        shard.unlink()
-    assert "neither model.safetensors nor model.safetensors.index.json" in line_of(folder)
-    (folder / "config.json").write_text("[]")
-    assert "config.json is not a JSON object" in line_of(folder)
-
-
-def test_tensors_that_do_not_fit(net, published) -> None:
-    folder = published(net(n_experts=2, expert_dim=8))
-    tensors, name = folder.tensors, "model.layers.1.mlp.experts.1.up_proj.weight"
-    without = {key: tensor for key, tensor in tensors.items() if key != name}
-    assert f"tensor {name} is missing" in line_of(folder.put(without).path)
-    extra = tensors | {"model.layers.2.mlp.gate.weight": torch.zeros(2, 32), "model.extra": torch.zeros(1)}
-    assert "tensor model.extra is not of this architecture (and 1 more)" in line_of(folder.put(extra).path)
-    line = line_of(folder.put(tensors | {name: tensors[name].T}).path)
-    assert f"{name} has shape [32, 8], and the configuration says [8, 32]" in line
-    for bad in ("nan", "inf", "-inf"):
-        broken = tensors[name].clone()
-        broken[3, 5] = float(bad)
-        assert f"{name} holds {bad}, which is no finite float32" in line_of(folder.put(tensors | {name: broken}).path)
-    line = line_of(folder.put(tensors | {name: tensors[name].to(torch.float8_e4m3fn)}).path)
-    assert f"{name} is stored as F8_E4M3; give unquantised weights" in line
-    folder.put(tensors | {name: tensors[name] * 1e6})
-    assert load_net(folder.path).config.n_experts == 2
-    with pytest.raises(UserError, match="which is no finite float16"):
-        load_net(folder.path, torch.float16)
-    assert "rope_scaling" in line_of(folder.set(rope_scaling={"type": "linear"}).path)
