@@ -1,8 +1,8 @@
 """The kinds of data that a prepared folder may hold, and what a reader must know of each.
 
 A new kind has an entry here, a function that prepares it with its name in ``cli/prepare.py``, and a module that learns
-from it. Records whose rows have a form of their own also need it in ``text/records.py``, and items that are neither rows
-of tokens nor prompts with answers need a datamodule.
+from it. Records whose rows have a form of their own also need it in ``text/records.py``; items that are neither rows of
+tokens nor prompts with answers need a datamodule.
 """
 
 from __future__ import annotations
