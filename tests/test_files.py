@@ -115,3 +115,16 @@ def test_hashes_are_those_of_sha256(tmp_path: Path) -> None:
     assert file_digest(path) == whole.hexdigest() and text_hash("abc") == int(whole.hexdigest()[:16], 16)
     with pytest.raises(UserError, match="gone: cannot be read"):
         file_digest(tmp_path / "gone")
+
+
+def test_a_file_is_there_when_it_is_whole(tmp_path: Path) -> None:
+    def broken() -> None:
+        with writing(tmp_path / "a") as file:
+            file.write("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        broken()
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(UserError, match="cannot be written: No such file"), writing(tmp_path / "gone" / "a"):
+        pass

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console
 from rich.text import Text
@@ -67,44 +67,56 @@ def sample(words: list[str]) -> int:
     prompts = read_prompts(options["prompts"], options["file"])
     checkpoint, settings = load(options)
     template = template_for(options, checkpoint) if options["chat"] else None
-    how = {name: options[name] for name in ("infill", "batch_size", "out", "film", "trace")}
+    outputs = Outputs(options["out"], options["film"], options["trace"])
+    how = {name: options[name] for name in ("infill", "batch_size")}
     try:
-        write_samples(checkpoint, prompts, settings, template, **how)
+        write_samples(checkpoint, prompts, settings, template, outputs, **how)
     except BrokenPipeError:  # whoever read has had enough, as head has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that nothing is flushed into the pipe
     return 0
+
+
+class Outputs(NamedTuple):
+    """Files to write; None for none.
+
+    Args:
+        out: JSONL file of the answers.
+        film: file for the film of all answers, .html or .gif.
+        trace: JSONL file of what happened at every step.
+    """
+
+    out: str | None = None
+    film: str | None = None
+    trace: str | None = None
 
 
 def write_samples(
     checkpoint: Checkpoint,
     prompts: Sequence[Prompt],
     settings: Settings,
-    template: ChatTemplate | None = None,
+    template: ChatTemplate | None,
+    outputs: Outputs,
     *,
-    infill: bool = False,
-    batch_size: int = 8,
-    out: str | None = None,
-    film: str | None = None,
-    trace: str | None = None,
+    infill: bool,
+    batch_size: int,
 ) -> None:
     """Answer every prompt and write what came of it, in the order of the prompts.
 
-    A reader at a terminal gets text; a pipe, or the file ``out``, gets one JSON object a line: see :func:`record`.
+    A reader at a terminal gets text; a pipe, or the file ``outputs.out``, one JSON object a line: see :func:`record`.
 
     Args:
         checkpoint, prompts, settings, template, infill, batch_size: see
             :func:`~lit_llada.sampling.sample.sample_prompts`.
-        out: a JSONL file.
-        film: a file for the film of all answers, .html or .gif.
-        trace: a JSONL file for what happened at every step.
+        outputs: files to write.
 
     Raises:
         UserError: a prompt that makes no canvas, or a file that cannot be written.
     """
     from lit_llada.sampling.fill import in_number_order
-    from lit_llada.sampling.film import check_name, write_film
+    from lit_llada.sampling.film import check_name
     from lit_llada.sampling.sample import sample_prompts
 
+    out, film, trace = outputs
     if film is not None:
         check_name(film)
     numbered = sample_prompts(
@@ -121,12 +133,18 @@ def write_samples(
                 writers[1].write(answer.trace.to_json() + "\n")
             answers.append(answer)
     if film is not None:
-        assert checkpoint.tokenizer is not None, "sample_prompts has asked for one"
-        pairs = enumerate(zip(prompts, answers, strict=True), 1)
-        traces = {f"{i} {prompt.text[:60]}": answer.trace for i, (prompt, answer) in pairs if answer.trace}
-        write_film(film, traces, piece(checkpoint.tokenizer))
+        _write_film(film, checkpoint, prompts, answers)
     device = next(checkpoint.net.parameters()).device
     print(summary(answers, time.perf_counter() - began, hardware(device)), file=sys.stderr)
+
+
+def _write_film(path: str, checkpoint: Checkpoint, prompts: Sequence[Prompt], answers: Sequence[Sample]) -> None:
+    from lit_llada.sampling.film import write_film
+
+    assert checkpoint.tokenizer is not None, "sample_prompts has asked for one"
+    pairs = enumerate(zip(prompts, answers, strict=True), 1)
+    traces = {f"{i} {prompt.text[:60]}": answer.trace for i, (prompt, answer) in pairs if answer.trace}
+    write_film(path, traces, piece(checkpoint.tokenizer))
 
 
 def record(answer: Sample) -> dict[str, Any]:

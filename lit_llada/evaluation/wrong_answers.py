@@ -13,7 +13,7 @@ from lit_llada.seeding import mix
 
 # Questions and their noise -> the number of each and its reply, in any order.
 Answerer = Callable[[list[Question], list[int]], Iterable[tuple[int, Reply]]]
-Ask = Callable[[list[int]], dict[int, list[Reply]]]  # numbers of questions -> what was answered to each
+Asker = Callable[[list[int]], dict[int, list[Reply]]]  # numbers of questions -> what was answered to each
 COUNTED = ("prompts", "drawn", "right", "wrong", "unended", "kept")
 
 
@@ -30,8 +30,8 @@ class Found(NamedTuple):
     counts: dict[str, dict[str, int]]
 
 
-def asker(questions: Sequence[Question], answer: Answerer, samples: int, seed: int) -> Ask:
-    """Ask each question ``samples`` times; the noise depends on the seed, the question's number and the sample's."""
+def asker(questions: Sequence[Question], answer: Answerer, samples: int, seed: int) -> Asker:
+    """Asker each question ``samples`` times; the noise depends on the seed, the question's number and the sample's."""
 
     def ask(numbers: list[int]) -> dict[int, list[Reply]]:
         each = [(number, sample) for number in numbers for sample in range(samples)]
@@ -44,18 +44,18 @@ def asker(questions: Sequence[Question], answer: Answerer, samples: int, seed: i
 
 def find_wrong(
     questions: Sequence[Question],
-    ask: Ask,
+    ask: Asker,
     size: int,
     limit: int,
     seed: int,
     usable: Callable[[Reply], bool],
     mixed: bool = False,
 ) -> Found:
-    """Ask in rounds until there are enough wrong answers of each task, or no prompt may be asked any more.
+    """Asker in rounds until there are enough wrong answers of each task, or no prompt may be asked any more.
 
     Args:
         questions: questions of all tasks.
-        ask: see :data:`Ask`.
+        ask: see :data:`Asker`.
         size: pairs at most. A task that has too few leaves its share to the others.
         limit: prompts at most, shared evenly among the tasks.
         seed: seed of the order of the prompts.
