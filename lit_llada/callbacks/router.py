@@ -8,6 +8,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from lit_llada.backbone.moe import route
 from lit_llada.callbacks.loggers import log_figure, log_scalars, writers
 from lit_llada.callbacks.throughput import off_the_clock
 
@@ -73,11 +74,9 @@ class RouterLoad(L.Callback):
 def visits(module: Any, outputs: dict[str, Any]) -> Tensor:
     """How often each expert was chosen: ``[2 (masked, visible), layers, E]`` float64. No wait for the device."""
     logits, masked = outputs["router_logits"], outputs["masked"].flatten()
-    p = logits.float().softmax(-1)
     biases = [bias for name, bias in module.net.named_buffers() if name.endswith("expert_bias")]
-    if biases:
-        p = p + torch.stack(biases)[:, None]
-    chosen = p.topk(module.backbone.experts_per_token, dim=-1).indices  # [layers, N, k]
+    bias = torch.stack(biases)[:, None] if biases else None
+    chosen = route(logits, module.backbone.experts_per_token, bias).chosen  # [layers, N, k]
     groups = torch.stack([masked, ~masked]).double()  # [2, N]
     weight = groups[:, None, :, None].expand(-1, *chosen.shape).flatten(2)
     index = chosen.flatten(1).expand(2, -1, -1)
