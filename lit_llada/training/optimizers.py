@@ -29,7 +29,7 @@ def make_optimizer(
         net: a backbone; with ``muon``, the matrices under ``blocks`` but the routers are Muon's, each expert its own.
         name: ``adamw`` or ``muon``.
         lr: peak learning rate; Muon's steps are scaled to AdamW's size, so the same one fits both.
-        weight_decay: decoupled.
+        weight_decay: decoupled weight decay of matrices.
         betas: AdamW's two decay rates.
 
     Raises:
