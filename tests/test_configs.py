@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, fields
 from enum import Enum
 from pathlib import Path
@@ -69,24 +70,36 @@ def plain(value: Any) -> Any:
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda p: p.stem)
 def test_model_overlay_is_the_named_size(path: Path) -> None:
-    """Field by field, all of them written out: the last model overlay of several wins as a whole."""
+    """It writes out each field in which sizes differ: the last model overlay of several wins as a whole."""
     written = yaml.safe_load(path.read_text())
     assert set(written) == {"model"}
     assert set(written["model"]) == {"init_args"}
     assert set(written["model"]["init_args"]) == {"backbone"}
     backbone = written["model"]["init_args"]["backbone"]
-    assert set(backbone) == {field.name for field in fields(BackboneConfig)}
-    assert backbone == asdict(SIZES[path.stem])
+    default = asdict(BackboneConfig())
+    assert set(backbone) == {
+        name for size in SIZES.values() for name, value in asdict(size).items() if value != default[name]
+    }
+    assert asdict(BackboneConfig(**backbone)) == asdict(SIZES[path.stem])
     assert build(*RECIPE, "-c", str(path)).model.backbone == SIZES[path.stem]
+
+
+def test_every_field_of_the_backbone_is_documented() -> None:
+    for field in fields(BackboneConfig):
+        assert re.search(rf"^ +{field.name}: \S", BackboneConfig.__doc__ or "", re.MULTILINE), field.name
 
 
 def test_every_size_has_an_overlay() -> None:
     assert {p.stem for p in MODELS} == set(SIZES)
 
 
-def test_the_last_model_overlay_wins_as_a_whole() -> None:
-    sparse, dense = (str(CONFIGS / "model" / f"{name}.yaml") for name in ("moe_demo", "demo"))
-    assert build(*RECIPE, "-c", sparse, "-c", dense).model.backbone == SIZES["demo"]
+@pytest.mark.parametrize(
+    ("first", "last"),
+    [("moe_demo", "demo"), ("moe_7b_a1b", "demo"), ("illada_8b", "8b"), ("1b", "illada_8b"), ("8b", "moe_7b_a1b")],
+)
+def test_the_last_model_overlay_wins_as_a_whole(first: str, last: str) -> None:
+    overlays = [word for name in (first, last) for word in ("-c", str(CONFIGS / "model" / f"{name}.yaml"))]
+    assert build(*RECIPE, *overlays).model.backbone == SIZES[last]
 
 
 @pytest.mark.parametrize("path", OVERLAYS, ids=lambda p: f"{p.parent.name}/{p.stem}")

@@ -1,4 +1,4 @@
-"""What are adapters called, and what is a layer with one? ``y = (W + alpha / rank * B A) x``, which is one matrix.
+"""Names of adapters in a state dict, and how one is merged into its layer: ``y = (W + alpha / rank * B A) x``.
 
 A layer ``x`` with an adapter keeps its weight as ``x.base_layer.weight`` and adds ``x.lora_A.default.weight`` and
 ``x.lora_B.default.weight``: peft's names. Reading them needs no peft.
@@ -35,7 +35,7 @@ def merged(state: Mapping[str, Tensor], name: str, scale: float) -> Tensor:
 
     Args:
         state: state dict, with adapters or without.
-        name: of the tensor in the plain net.
+        name: name of the tensor in the plain net.
         scale: alpha / rank.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What is the net made of? One dataclass for both families, the named sizes, and parameter and FLOP arithmetic."""
+"""The architecture: one dataclass for both families, the named sizes, and parameter and FLOP arithmetic."""
 
 from __future__ import annotations
 

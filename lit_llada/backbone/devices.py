@@ -1,4 +1,4 @@
-"""What the GPU of this machine cannot do, found out before a run starts on it, or starts without it."""
+"""Finds out what the GPU of this machine cannot do, before a run starts on it, or starts without it."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def _losses_and_gradients(
         x, weight, bias, targets, fused: see :func:`chunked_nll`.
         scale: ``[R]``; None where no gradient is needed.
         dtype: the matrix products'. The gradient of W is added up in float32 or wider.
-        needed: of x, of W, of b.
+        needed: whether the gradient of x, of W and of b is needed.
     """
     w, b = weight.to(dtype), None if bias is None else bias.to(dtype)
     nll = torch.empty(len(x), dtype=widen(w[:0]).dtype, device=x.device)

@@ -1,4 +1,4 @@
-"""How can a part of a row be computed without the rest of it? With the rest's keys and values from an earlier forward.
+"""Key/value cache: computes a part of a row with the keys and values of the rest from an earlier forward.
 
 In a bidirectional net that is an approximation as soon as one token has changed since: every key and value depends on
 every token. Whoever asks decides how old they may be.
@@ -19,7 +19,7 @@ class KVCache:
     Device and dtype are those of the first forward that fills it. It holds no gradients: use it without them.
 
     Args:
-        rows: B.
+        rows: number B of rows.
         length: L.
     """
 

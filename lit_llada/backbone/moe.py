@@ -1,17 +1,38 @@
-"""How does a token find its experts? Router, experts by grouped GEMM, and the two losses that keep routing healthy.
+"""Mixture of experts: the router, the experts by grouped GEMM, and the two losses that keep routing healthy.
 
 Shapes: N tokens, D width, E experts, k experts per token, F width of an expert.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_llada.backbone.layers import SwiGLU, widen
+
+
+class Routing(NamedTuple):
+    """What a router decides for each token, shapes as those of its logits ``[..., E]``."""
+
+    probabilities: Tensor  # [..., E] softmax over all experts, without the bias
+    weights: Tensor  # [..., k] probabilities of the chosen experts, with the bias
+    chosen: Tensor  # [..., k] int64 numbers of the chosen experts
+
+
+def route(logits: Tensor, k: int, bias: Tensor | None = None) -> Routing:
+    """Choose k experts for each token: a softmax over all experts, in float32 or wider, and only then the top k.
+
+    Args:
+        logits: ``[..., E]``, from the router.
+        k: experts per token.
+        bias: added to the probabilities, in the choice and in the weights; of the shape of the logits or broadcast.
+    """
+    probabilities = widen(logits).softmax(-1)
+    weights, chosen = (probabilities if bias is None else probabilities + bias).topk(k, dim=-1)
+    return Routing(probabilities, weights, chosen)
 
 
 class MoE(nn.Module):
@@ -49,10 +70,7 @@ class MoE(nn.Module):
 
     def _route(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Weights and numbers of the chosen experts, both ``[N, k]``."""
-        p = widen(logits).softmax(-1)
-        if self.expert_bias is not None:
-            p = p + self.expert_bias
-        weights, chosen = p.topk(self.k, dim=-1)
+        _, weights, chosen = route(logits, self.k, self.expert_bias)
         if self.renormalize:
             weights = weights / weights.sum(-1, keepdim=True)
         return weights, chosen
@@ -140,8 +158,7 @@ def balance_loss(router_logits: Tensor, k: int) -> Tensor:
         router_logits: ``[layers, tokens, E]``.
         k: experts per token.
     """
-    p = widen(router_logits).flatten(0, 1).softmax(-1)
-    chosen = p.topk(k, dim=-1).indices
+    p, _, chosen = route(router_logits.flatten(0, 1), k)
     share = expert_counts(chosen, p.shape[-1]).to(p.dtype) / len(p)
     return p.shape[-1] * (share * p.mean(0)).sum()
 

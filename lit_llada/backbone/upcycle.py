@@ -1,4 +1,4 @@
-"""How does a trained dense net become a sparse one without forgetting? Every expert starts as the dense MLP.
+"""Makes a sparse net of a trained dense one without forgetting: every expert starts as the dense MLP.
 
 Sparse upcycling (2212.05055), with the weights scaled for a router that does not renormalise (2410.07524).
 Shapes: D width, F width of the MLP and of each expert, E experts, k experts per token.
@@ -48,11 +48,11 @@ def upcycle(
 
     Args:
         net: a dense net without biases.
-        n_experts: E.
-        experts_per_token: k.
+        n_experts: number E of experts.
+        experts_per_token: number k of experts that each token visits.
         renormalize: divide the k weights by their sum.
         dense_layers: numbers of the layers that stay dense.
-        seed: of the router's rows.
+        seed: seed of the router's rows.
 
     Returns:
         A new net in eval mode, with tensors of its own, of the dtype and on the device of ``net``.

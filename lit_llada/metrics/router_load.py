@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lit_llada.backbone.moe import route
+
 
 class ExpertVisits(Metric):
     """Visits of each expert by masked and by visible tokens; :func:`balance` makes scalars of them.
@@ -54,10 +56,8 @@ def count_visits(
         experts_per_token: how many experts each token visits.
         expert_bias: ``[layers, E]``, added to the probabilities before the choice.
     """
-    p = router_logits.float().softmax(-1)
-    if expert_bias is not None:
-        p = p + expert_bias[:, None]
-    chosen = p.topk(experts_per_token, dim=-1).indices  # [layers, N, k]
+    bias = None if expert_bias is None else expert_bias[:, None]
+    chosen = route(router_logits, experts_per_token, bias).chosen  # [layers, N, k]
     groups = torch.stack([masked.flatten(), ~masked.flatten()]).double()  # [2, N]
     weight = groups[:, None, :, None].expand(-1, *chosen.shape).flatten(2)
     index = chosen.flatten(1).expand(2, -1, -1)

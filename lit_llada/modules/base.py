@@ -54,7 +54,7 @@ class DiffusionModule(L.LightningModule):
         init_from: checkpoint whose weights the run starts from: a run's, a published folder, a name on the hub.
         lora: train adapters on top of ``init_from`` instead of its weights (needs peft); None trains the weights.
         lr: peak learning rate.
-        weight_decay: decoupled, on matrices.
+        weight_decay: decoupled weight decay of matrices.
         betas: AdamW's decay rates.
         optimizer: ``adamw``, or ``muon`` for the matrices inside the blocks.
         schedule: the learning rate over the run.
@@ -67,7 +67,7 @@ class DiffusionModule(L.LightningModule):
             rounds the sum after each block.
         nonfinite: a step whose loss or gradient is NaN or inf never touches the weights: ``stop`` the run there, with a
             checkpoint and a message, or ``skip`` the step and count it.
-        seed: of the noise; None for the run's (``seed_everything``).
+        seed: seed of the noise; None for the run's (``seed_everything``).
         mask_id: the mask token; None takes the data's.
     """
 

@@ -1,4 +1,4 @@
-"""The sums of VRPO's reference for every pair, computed once: then the policy is the only net in memory."""
+"""Writes and reads what the reference says of every pair: then the policy is the only net in memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class CachedReference:
     """Sums of log p over the masks of each record; the masks come from the same keys.
 
     Args:
-        path: of the file, for messages.
+        path: path of the file, for messages.
         tables: split -> ``[N, n, 2]``, NaN where nothing was asked.
     """
 
@@ -75,7 +75,7 @@ class ReferenceWriter(L.Callback):
     """Collects what the module predicts of every pair, from all processes, and writes it when all is done.
 
     Args:
-        path: of the file; it appears when it is whole.
+        path: path of the file; it appears when it is whole.
     """
 
     def __init__(self, path: str | Path) -> None:

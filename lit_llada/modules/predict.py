@@ -1,4 +1,4 @@
-"""The net's prediction of masked answer tokens, which SFT and VRPO share: each sample of a row is its own document."""
+"""Masks tokens of answers and asks the net for them, for SFT and VRPO: each sample of a row is its own document."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def predict(net: Backbone, batch: AnswerBatch, masked: Masked, mask_id: int, wei
     Args:
         net: the mask predictor.
         batch: prompts with answers.
-        masked: from :func:`locate`.
+        masked: one draw of :func:`locate`.
         mask_id: the mask token.
         weight: ``[S]``, what the nll of each answer's tokens is multiplied by, if that is known already.
     """

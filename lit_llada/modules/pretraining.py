@@ -93,7 +93,7 @@ class PretrainingModule(DiffusionModule):
         return self.validated(self._denoise(batch, t, self.seed + 1, batch.tokens.shape[1]))
 
     def _denoise(self, batch: Batch, t: Tensor, seed: int, length: int) -> StepOutput:
-        """The paragraph that this module is: mask, predict the masked tokens, weigh their losses."""
+        """Mask, predict the masked tokens, and weigh their losses."""
         net = self.trained if self.training else self.denoiser
         tokens, maskable, documents, keys = (x[:, :length] if x.ndim == 2 else x for x in batch)
         noisy, masked, p_mask = mask_tokens(

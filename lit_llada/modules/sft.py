@@ -105,7 +105,7 @@ class SFTModule(DiffusionModule):
     test_step = validation_step
 
     def _denoise(self, batch: AnswerBatch, t: Tensor, seed: int) -> StepOutput:
-        """The paragraph that this module is: mask tokens of the answers, predict them, weigh their losses."""
+        """Mask tokens of the answers, predict them, and weigh their losses."""
         inside = batch.answers >= 0
         answers = batch.tokens.flatten()[batch.answers.clamp(min=0)]
         noised = mask_tokens(answers, inside, t, batch.keys, self.mask_token, seed, masking=self.masking, eps=self.eps)

@@ -126,8 +126,8 @@ class VRPOModule(DiffusionModule):
 
     def configure_model(self) -> None:
         super().configure_model()
-        # Without a trainer the module is only looked at; what `lit-llada reference` asks is the policy as it starts,
-        # and beneath its adapters the policy stays what it starts as.
+        # Three cases need no twin. Without a trainer the module does not train. `lit-llada reference` asks the policy
+        # before its first step, which is the reference. With adapters the frozen weights beneath them are it.
         needed = self._trainer is not None and not self.trainer.predicting and self.lora is None
         if needed and self.reference is None and not self._twin:
             self._twin = [self.build(self.init_from).requires_grad_(False).eval()]

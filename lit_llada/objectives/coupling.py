@@ -1,4 +1,4 @@
-"""Which noise do the two answers of a pair share? None, or that of the tokens that stand in both of them."""
+"""The noise that the two answers of a pair share: none, or that of the tokens that stand in both of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def draw_pairs(
 
     Args:
         tokens, answers: see :func:`aligned`.
-        keys: ``[P]`` int64, the noise of each pair.
+        keys: ``[P]`` int64, each names the noise of a pair.
         seed, estimator, role, mask_seed: see :func:`~lit_llada.objectives.preference.draw_masks`.
     """
     lengths = (answers >= 0).sum(1).clamp(min=1)  # what only fills a batch up has no answer

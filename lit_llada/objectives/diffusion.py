@@ -50,10 +50,10 @@ def answer_weights(p_mask: Tensor, masked: Tensor, lengths: Tensor, normalize: N
     ============ ============== ===================== ========================================
 
     Args:
-        p_mask: ``[S]``.
-        masked: ``[S, A]`` bool.
+        p_mask: ``[S]`` masking probability of each answer.
+        masked: ``[S, A]`` bool, the masked tokens.
         lengths: ``[S]`` tokens of each answer, its end and counted padding included.
-        normalize: see above.
+        normalize: a row of the table above.
 
     Returns:
         ``[S]`` float64 weights and a scalar.

@@ -1,7 +1,7 @@
-"""How noisy is a sequence, and which of its tokens are masked? Time samplers and masks as pure functions of keys.
+"""Noise: how much of a sequence is masked and which tokens, as pure functions of keys.
 
 Nothing here has a state. Whether position i of sample s is masked in draw d depends on (seed, s, d, i) alone, so the
-masks are the same on any number of processes, after a resume, and for a second model that is to see the same noise.
+masks are the same on any number of processes, after a resume, and for a second net that is to see the same noise.
 
 Shapes: B batch, T tokens.
 """
@@ -57,9 +57,9 @@ def sample_times(
 
     Args:
         keys: ``[B]`` int64 sample keys.
-        seed: of the run.
+        seed: seed of the run.
         draw: number of the draw, for several draws of one sample.
-        sampler: see above.
+        sampler: one of the samplers above.
         strata: how many consecutive samples share the interval (the global batch).
 
     Returns:
@@ -97,9 +97,9 @@ def mask_tokens(
         t: ``[B]`` times.
         keys: ``[B]`` int64 sample keys.
         mask_id: the id of the mask token.
-        seed: of the run.
+        seed: seed of the run.
         draw: number of the draw.
-        masking: see above.
+        masking: one of the two ways above.
         eps: smallest masking probability of ``bernoulli``.
     """
     position = torch.arange(tokens.shape[1], device=tokens.device)

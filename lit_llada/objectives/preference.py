@@ -1,4 +1,4 @@
-"""How much likelier has the chosen answer become than the rejected one? ELBO estimates with little variance (VRPO).
+"""Preference losses on ELBO estimates with little variance (VRPO): how much likelier the chosen answer has become.
 
 LLaDA 1.5 (2505.19223) puts estimates of the ELBO B into the DPO loss (its equations 7, 13 and 15):
 
@@ -111,8 +111,8 @@ def draw_masks(
     Args:
         lengths: ``[S]`` int64 tokens L of each answer, at least 1.
         keys: ``[S]`` int64, the noise of each answer.
-        seed: of the run.
-        estimator: see there.
+        seed: seed of the run.
+        estimator: which masks are drawn.
         width: A, the longest answer there may be.
         role: the reference draws other noise than the policy, unless the estimator shares it.
         places: ``[S, A]`` names of the answers' tokens, see ``coupling.aligned``; None counts them from the start.
@@ -214,7 +214,7 @@ def score_variance(draws: Draws, log_likelihood: Tensor, beta: float) -> Tensor:
     """Variance of the score's estimate, from the spread of its draws; exact in the mean if they are independent.
 
     Args:
-        draws: of chosen and rejected answers, ``[n, 2P]``, n at least 2.
+        draws: masks of chosen and rejected answers, ``[n, 2P]``, n at least 2.
         log_likelihood: ``[n, 2P]`` policy minus reference: sums of log p over the masked tokens.
         beta: as in :func:`score`.
 

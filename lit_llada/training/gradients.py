@@ -1,4 +1,4 @@
-"""Gradients of plain and of sharded parameters alike: scale them, and clip them by their global norm."""
+"""Measures and clips gradients, of plain and of sharded parameters alike."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def global_norm(grads: list[Tensor], sharded: bool) -> Tensor:
     """Euclidean norm over all gradients, float64: a float32 sum depends on how the shards are cut.
 
     Args:
-        grads: from :func:`local_gradients`.
+        grads: this process's gradients, from :func:`local_gradients`.
         sharded: whether the other processes hold other parts.
     """
     norms = torch._foreach_norm(grads, 2, dtype=torch.float64)

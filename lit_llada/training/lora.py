@@ -1,4 +1,4 @@
-"""How does a small change of a large net train? Low-rank adapters on its linear layers (LoRA, 2106.09685), by peft.
+"""Low-rank adapters on the linear layers of a net (LoRA, 2106.09685), by peft: a small change of a large net.
 
 ``y = W x + alpha / rank * B A x``: W is frozen, A starts at random and B at zero, so that step 0 is the net itself.
 The likelihood bounds of VRPO compare two passes, so there is no dropout.
@@ -26,7 +26,7 @@ class LoRA:
     """Adapters instead of whole matrices.
 
     Args:
-        rank: of the change, at least 1.
+        rank: rank of the change, at least 1.
         alpha: the change is scaled by ``alpha / rank``.
         targets: linear layers of the blocks by their last name, among ``qkv``, ``out``, ``gate_up``, ``down`` and
             ``router``; None takes all but the routers. Experts are stacks of matrices, not layers, and stay frozen.

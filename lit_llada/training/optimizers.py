@@ -1,8 +1,8 @@
-"""Which update does a parameter get? AdamW with decay groups, or Muon for the matrices inside the blocks."""
+"""Makes the optimiser: AdamW with decay groups, or Muon for the matrices inside the blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
@@ -11,6 +11,8 @@ from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 from torch.optim._muon import DEFAULT_A, DEFAULT_B, DEFAULT_C, muon
 
+from lit_llada.backbone.layers import RMSNorm
+from lit_llada.backbone.moe import MoE
 from lit_llada.errors import UserError
 
 OptimizerName = Literal["adamw", "muon"]
@@ -27,19 +29,22 @@ def make_optimizer(
         net: a backbone; with ``muon``, the matrices under ``blocks`` but the routers are Muon's, each expert its own.
         name: ``adamw`` or ``muon``.
         lr: peak learning rate; Muon's steps are scaled to AdamW's size, so the same one fits both.
-        weight_decay: decoupled.
+        weight_decay: decoupled weight decay of matrices.
         betas: AdamW's two decay rates.
 
     Raises:
         UserError: ``muon`` on a net whose matrices have been flattened.
     """
     groups: dict[str, list[nn.Parameter]] = {"muon": [], "decay": [], "rest": []}
+    # By the module that owns them, not by shape: FSDP1 flattens every shape.
+    norms = _parameters(module for module in net.modules() if isinstance(module, RMSNorm))
+    routers = _parameters(module.router for module in net.modules() if isinstance(module, MoE))
     for key, parameter in net.named_parameters():
         if not parameter.requires_grad:
             continue
-        if key.endswith("bias") or "norm." in key:  # by name: FSDP1 flattens every shape
+        if key.endswith("bias") or id(parameter) in norms:
             groups["rest"].append(parameter)
-        elif name == "muon" and key.startswith("blocks.") and parameter.ndim > 1 and "router" not in key:
+        elif name == "muon" and key.startswith("blocks.") and parameter.ndim > 1 and id(parameter) not in routers:
             groups["muon"].append(parameter)
         else:
             groups["decay"].append(parameter)
@@ -53,6 +58,11 @@ def make_optimizer(
     if not groups["muon"]:
         raise UserError("optimizer: muon finds no matrix inside the blocks; FSDP1 flattens them: use FSDP2 or adamw")
     return MuonWithAdamW([{"params": groups["muon"], "weight_decay": weight_decay, "muon": True, "lr": lr}, *adamw])
+
+
+def _parameters(modules: Iterable[nn.Module]) -> set[int]:
+    """The ids of the parameters that these modules hold, adapters on them included."""
+    return {id(parameter) for module in modules for parameter in module.parameters()}
 
 
 def set_options(optimizer: Optimizer, lr: float, weight_decay: float, betas: tuple[float, float]) -> None:

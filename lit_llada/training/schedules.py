@@ -1,4 +1,4 @@
-"""How does the learning rate move? One pure function of the step."""
+"""The learning rate over a run: a pure function of the step."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def parallelise(
     weights come last, to the shards alone.
 
     Args:
-        net: on the meta device.
+        net: a backbone on the meta device.
         checkpointing: recompute each block in the backward pass.
         compiled: compile each block, and the softmax of the head.
         mesh: the data-parallel mesh to shard over; None leaves the net whole.
@@ -69,7 +69,7 @@ def shard(net: nn.Module, mesh: DeviceMesh, mixed: bool) -> None:
     """FSDP2 over a one-dimensional mesh: every block gathers its own weights, the root gathers embedding and head.
 
     Args:
-        net: with ``blocks`` and the extra entry points ``nll`` and ``weighted_nll``.
+        net: a net with ``blocks`` and the extra entry points ``nll`` and ``weighted_nll``.
         mesh: the data-parallel mesh.
         mixed: gather block weights in bfloat16 and reduce their gradients in float32. Embedding, last norm and head
             stay float32, and so does the residual stream, as under autocast on one device.

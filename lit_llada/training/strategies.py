@@ -1,4 +1,4 @@
-"""What YAML names under ``trainer.strategy``: FSDP2, data-parallel over all ranks."""
+"""The FSDP2 strategy, data-parallel over all ranks, for ``trainer.strategy`` in YAML."""
 
 from __future__ import annotations
 

@@ -137,3 +137,25 @@ def test_mixed_precision_shards_train_validate_and_sample(forked: Any, prepared:
     [exact] = forked(lambda rank: final_loss(rank, prepared, 1, "32-true"), 1)
     mixed = forked(lambda rank: final_loss(rank, prepared, 2, "bf16-mixed"), 2)
     assert mixed[0] == mixed[1] == pytest.approx(exact, rel=2e-2)
+
+
+def test_a_run_is_counted_in_steps_unless_it_says_otherwise() -> None:
+    """The loader shares rows out by itself and starts again by itself; a value of the user's counts."""
+    ours = Trainer(accelerator="cpu", max_steps=4, val_check_interval=2, **QUIET)
+    assert (ours.max_epochs, ours.check_val_every_n_epoch, ours.num_sanity_val_steps) == (-1, None, 0)
+    assert ours._accelerator_connector.use_distributed_sampler is False
+    theirs = Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        check_val_every_n_epoch=3,
+        num_sanity_val_steps=1,
+        use_distributed_sampler=True,
+        **QUIET,
+    )
+    assert (theirs.max_epochs, theirs.check_val_every_n_epoch, theirs.num_sanity_val_steps) == (2, 3, 1)
+    assert theirs._accelerator_connector.use_distributed_sampler is True
+
+
+@pytest.mark.parametrize("share", [None, 0.5])
+def test_a_share_of_an_epoch_validates_every_epoch(share: float | None) -> None:
+    assert Trainer(accelerator="cpu", max_steps=4, val_check_interval=share, **QUIET).check_val_every_n_epoch == 1
