@@ -20,8 +20,7 @@ from benchmarks.timing import arguments, compare, peak_memory, table, verdict
 from lit_llada.backbone.config import BackboneConfig
 from lit_llada.backbone.transformer import Backbone
 from lit_llada.data.batch import AnswerBatch
-from lit_llada.modules.predict import Masked, locate, predict
-from lit_llada.modules.vrpo import sum_over_answers
+from lit_llada.modules.predict import Masked, locate, predict, sum_over_answers
 from lit_llada.objectives.preference import (
     Draws,
     Estimator,
@@ -29,8 +28,8 @@ from lit_llada.objectives.preference import (
     estimate,
     preference_loss,
     score,
-    two_pass,
 )
+from lit_llada.objectives.two_pass import two_pass
 
 PAIRS, PROMPT, ANSWER, VOCABULARY, BETA = 2, 64, 64, 32_768, 0.2
 SPEED_BAR, MEMORY_BAR = 1.5, 3.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,16 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         before[name] = before.pop(older, None) or before.get(name)
     keys = [key for key in {**before, **after} if before.get(key) != after.get(key) and not key.startswith(_NOT_OF_RUN)]
     return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys]
+
+
+def announce(run_dir: str, checkpoint: Path | None, changed: Callable[[], list[str]]) -> None:
+    """Say where a run starts, and what a resumed one does differently."""
+    if checkpoint is None:
+        print(f"run {run_dir}: from the start")
+        return
+    print(f"run {run_dir}: going on from {checkpoint}")
+    for change in changed():
+        print(f"  changed: {change}")
 
 
 def report(trainer: Any, module: Any, run_dir: str, seconds: float) -> None:

@@ -33,7 +33,7 @@ from lit_llada.callbacks.step_checkpoint import StepCheckpoint, checkpoints
 from lit_llada.callbacks.throughput import Throughput
 from lit_llada.cli.memory import smaller
 from lit_llada.cli.parser import Parser, causes
-from lit_llada.cli.runs import RENAMED, changes, default_run_dir, find_checkpoint, report
+from lit_llada.cli.runs import RENAMED, announce, changes, default_run_dir, find_checkpoint, report
 from lit_llada.data.answer_datamodule import AnswerDataModule
 from lit_llada.data.base import PreparedDataModule
 from lit_llada.data.text_datamodule import DiffusionDataModule
@@ -61,10 +61,8 @@ CALLBACKS = {
 OFF_BY_DEFAULT = ("ema", "exact_match")  # one costs a second copy of the net, the other needs data with answers
 
 # Whose parameters may stand under ``model`` and ``data``.
-BELOW: tuple[type, ...] = (
-    *(DiffusionModule, PretrainingModule, SFTModule, VRPOModule, BackboneConfig, Schedule, Estimator),
-    *(DiffusionDataModule, AnswerDataModule),
-)
+MODULES = (DiffusionModule, PretrainingModule, SFTModule, VRPOModule, BackboneConfig, Schedule, Estimator)
+BELOW: tuple[type, ...] = (*MODULES, DiffusionDataModule, AnswerDataModule)
 
 
 class TrainingParser(Parser, LightningArgumentParser):
@@ -198,7 +196,7 @@ def fit(words: list[str]) -> int:
     cli = TrainingCLI("fit", words)
     checkpoint = cli.checkpoint()
     if cli.trainer.is_global_zero:
-        _announce(cli, checkpoint)
+        announce(cli.run_dir, checkpoint, cli.changed_since_last_start)
     began = time.monotonic()
     with _remarks(cli):
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
@@ -259,12 +257,3 @@ def _remarks(cli: TrainingCLI) -> Iterator[None]:
         error.last_good = whole[-1] if whole else None  # type: ignore[attr-defined]
         error.smaller = smaller(cli.verb, cli.model, cli.datamodule, cli.trainer)  # type: ignore[attr-defined]
         raise
-
-
-def _announce(cli: TrainingCLI, checkpoint: Path | None) -> None:
-    if checkpoint is None:
-        print(f"run {cli.run_dir}: from the start")
-        return
-    print(f"run {cli.run_dir}: going on from {checkpoint}")
-    for change in cli.changed_since_last_start():
-        print(f"  changed: {change}")

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from lit_llada.data.base import PreparedDataModule
 from lit_llada.data.folder import DataFolder
 from lit_llada.data.kinds import KINDS
-from lit_llada.data.layout import AnswerBatches, Eos, Layout, Turns
+from lit_llada.data.layout import AnswerBatches, Eos, Layout, RowLayout, Turns
 from lit_llada.data.order import AnyOrder, Buckets, GlobalOrder
 from lit_llada.data.streaming import RecordRows
 from lit_llada.errors import UserError
@@ -103,7 +103,8 @@ class AnswerDataModule(PreparedDataModule):
         return folder.records(split, self.cache_dir)
 
     def batches(self, split: str, order: AnyOrder) -> AnswerBatches:
-        return AnswerBatches(self.rows[split], order, self.eos_id, self.length, seed=self.seed, **self.options())
+        how = RowLayout(self.layout, self.length, self.eos, self.block_length)
+        return AnswerBatches(self.rows[split], order, self.eos_id, how, turns=self.turns, seed=self.seed)
 
     def regrouped(self, order: GlobalOrder) -> AnyOrder:
         if not self.bucketing:

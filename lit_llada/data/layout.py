@@ -54,16 +54,28 @@ def extra_eos(examples: Sequence[Example], eos: Eos, block_length: int) -> list[
     return [-len(example.answers) % block_length if eos == "block" else 0 for example in examples]
 
 
+class RowLayout(NamedTuple):
+    """How answers fill rows.
+
+    Attributes:
+        layout: ``padded``: an example to a row, T is the longest; ``packed``: best fit into rows of `length` tokens.
+        length: tokens of a packed row; no example may be longer.
+        eos: rule for the EOS after an answer, see :func:`extra_eos`.
+        block_length: tokens of a block, for ``eos`` of that name.
+    """
+
+    layout: Layout = "padded"
+    length: int = 0
+    eos: Eos = "batch"
+    block_length: int = 32
+
+
 def to_batch(
     examples: Sequence[Example],
     keys: np.ndarray,
-    rows: np.ndarray,
+    records: np.ndarray,
     eos_id: int,
-    *,
-    layout: Layout = "padded",
-    length: int = 0,
-    eos: Eos = "batch",
-    block_length: int = 32,
+    how: RowLayout = RowLayout(),  # noqa: B008  (a tuple)
     real: np.ndarray | None = None,
 ) -> AnswerBatch:
     """Make an AnswerBatch of S examples.
@@ -71,18 +83,15 @@ def to_batch(
     Args:
         examples: S examples.
         keys: ``[S]`` names of the draws of noise, see AnswerBatch.
-        rows: ``[S]`` numbers of the records, see AnswerBatch.
+        records: ``[S]`` numbers of the records, see AnswerBatch.
         eos_id: id of the EOS that ends answers; padding that nobody sees holds it too.
-        layout: ``padded``: a example to a row, T is the longest; ``packed``: best fit into rows of T = `length` tokens.
-        length: tokens of a packed row; no example may be longer.
-        eos: rule for the EOS after an answer, see :func:`extra_eos`.
-        block_length: tokens of a block, for ``block``.
+        how: how rows are filled.
         real: ``[S]`` bool, examples that count; the others only fill a batch up, and have no answer.
     """
-    extra = extra_eos(examples, eos, block_length)
+    packed, extra = how.layout == "packed", extra_eos(examples, how.eos, how.block_length)
     sizes = [len(example.ids) + more for example, more in zip(examples, extra, strict=True)]
-    width = length if layout == "packed" else max(sizes)
-    places = best_fit(sizes, width) if layout == "packed" else [(i, 0) for i in range(len(examples))]
+    width = how.length if packed else max(sizes)
+    places = best_fit(sizes, width) if packed else [(i, 0) for i in range(len(examples))]
     shape = (max(row for row, _ in places) + 1, width)
     tokens, documents = np.full(shape, eos_id, np.int64), np.full(shape, -1, np.int64)
     counts = [len(example.answers) + more for example, more in zip(examples, extra, strict=True)]
@@ -95,7 +104,7 @@ def to_batch(
         if real is None or real[i]:
             inside = np.append(examples[i].answers, np.arange(len(ids), sizes[i]))
             answers[i, : counts[i]] = row * width + begin + inside
-    made = AnswerBatch(*map(torch.from_numpy, (tokens, documents, answers, keys, rows)))
+    made = AnswerBatch(*map(torch.from_numpy, (tokens, documents, answers, keys, records)))
     return made._replace(cu_seqlens=flash_layout(made.documents)[1])
 
 
@@ -106,10 +115,7 @@ class AnswerBatches(Batches):
         sources: records of each folder.
         order: order in which records are read.
         eos_id: id of the EOS that ends answers.
-        length: tokens of a packed row.
-        layout: ``padded`` or ``packed``, see :func:`to_batch`.
-        eos: rule for the EOS after an answer, see :func:`extra_eos`.
-        block_length: tokens of a block, for ``eos`` of that name.
+        how: how rows are filled.
         turns: ``one`` answer of each dialogue, which one depends on its place in the order alone, and what follows is
             cut off; or ``all`` of them in one example. Of a pair only the last answers count.
         seed: seed of the choice of turns.
@@ -120,16 +126,13 @@ class AnswerBatches(Batches):
         sources: Sequence[RecordRows],
         order: AnyOrder,
         eos_id: int,
-        length: int,
+        how: RowLayout = RowLayout(),  # noqa: B008  (a tuple)
         *,
-        layout: Layout = "padded",
-        eos: Eos = "batch",
-        block_length: int = 32,
         turns: Turns = "one",
         seed: int = 1,
     ) -> None:
-        self.sources, self.order, self.eos_id, self.length = sources, order, eos_id, length
-        self.layout, self.eos, self.block_length, self.turns, self.seed = layout, eos, block_length, turns, seed
+        self.sources, self.order, self.eos_id, self.how = sources, order, eos_id, how
+        self.turns, self.seed = turns, seed
         self.first_row = np.cumsum([0, *map(len, sources)])  # over all folders, so that a row's number is its alone
 
     def __getitem__(self, keys: np.ndarray) -> AnswerBatch:
@@ -149,9 +152,6 @@ class AnswerBatches(Batches):
             np.tile(keys, sides),
             np.tile(self.first_row[folder] + row, sides),
             self.eos_id,
-            layout=self.layout,
-            length=self.length,
-            eos=self.eos,
-            block_length=self.block_length,
+            self.how,
             real=np.tile(keys < self.limit, sides),
         )

@@ -26,8 +26,8 @@ from lit_llada.objectives.preference import (
     estimate,
     preference_loss,
     score,
-    two_pass,
 )
+from lit_llada.objectives.two_pass import two_pass
 
 # A batch of pairs and which tokens of its answers are masked, [S, A] -> [S] sums of log p over these.
 Ask = Callable[[AnswerBatch, Tensor], Tensor]

@@ -10,6 +10,7 @@ from torch import Tensor
 from lit_llada.backbone.attention import AttentionMask
 from lit_llada.backbone.transformer import Backbone
 from lit_llada.data.batch import AnswerBatch
+from lit_llada.modules.step import StepOutput
 
 
 class Masked(NamedTuple):
@@ -76,3 +77,19 @@ def sum_over_answers(found: Predicted, samples: int) -> Tensor:
 def pairs_of(batch: AnswerBatch) -> Tensor:
     """``[P]`` bool: pairs that count; others only fill a batch up."""
     return (batch.lengths > 0).view(2, -1)[0]
+
+
+def pair_output(loss: Tensor, count: Tensor, batch: AnswerBatch, found: Predicted) -> StepOutput:
+    """What a step on pairs leaves: noise levels as far as this one draw tells them: the masked share of each answer."""
+    masked = torch.zeros_like(batch.keys).index_add(0, found.sample, torch.ones_like(found.sample))
+    share = (masked.double() / batch.lengths.clamp(min=1))[found.sample]
+    return StepOutput(
+        loss=loss,
+        count=count,
+        tokens=batch.lengths.sum(),
+        nll=found.nll.detach(),
+        t=share,
+        p_mask=share,
+        masked=found.masked,
+        router_logits=found.router_logits,
+    )

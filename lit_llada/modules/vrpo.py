@@ -15,7 +15,7 @@ from lit_llada.data.batch import AnswerBatch
 from lit_llada.errors import UserError
 from lit_llada.modules.base import DiffusionModule, StepOutput
 from lit_llada.modules.cached_reference import SPLITS, CachedReference
-from lit_llada.modules.predict import Predicted, locate, pairs_of, predict, sum_over_answers
+from lit_llada.modules.predict import Predicted, locate, pair_output, pairs_of, predict, sum_over_answers
 from lit_llada.objectives.coupling import draw_pairs
 from lit_llada.objectives.preference import (
     Draws,
@@ -25,8 +25,8 @@ from lit_llada.objectives.preference import (
     preference_loss,
     score,
     score_variance,
-    two_pass,
 )
+from lit_llada.objectives.two_pass import two_pass
 from lit_llada.training.lora import LoRA, adapters_off
 from lit_llada.training.optimizers import OptimizerName
 from lit_llada.training.schedules import Schedule
@@ -147,12 +147,10 @@ class VRPOModule(DiffusionModule):
         self.noise = "record"
 
     def _ready_reference(self) -> None:
-        for twin in self._twin if self._device_mesh is None else []:
-            twin.to(self.device)  # Lightning moves what is part of the module
+        if self._twin and self._device_mesh is None:
+            self._twin[0].to(self.device)  # Lightning moves only what is part of the module
         if self.reference is not None and self._cache is None:
             self._cache = CachedReference.open(self.reference, self)
-
-    # ------------------------------------------------------------------ the step
 
     def training_step(self, batch: AnswerBatch, batch_idx: int) -> StepOutput:
         """Masks, the reference, two passes of the policy; the last draw's gradient is left to Lightning."""
@@ -183,7 +181,7 @@ class VRPOModule(DiffusionModule):
         for name, total in self.judge(draws, sums, reference, batch).items():
             self.add_up(name, total, count if name == "loss" else None)
         self.add_keys(batch.keys)
-        return _output(rest, count, batch, found)
+        return pair_output(rest, count, batch, found)
 
     def _router_share(self, found: Predicted, count: Tensor) -> Tensor | None:
         """The router losses of one draw among n; None without a graph and in a dense net."""
@@ -208,13 +206,11 @@ class VRPOModule(DiffusionModule):
         draws, reference = self.draw(batch, split), self._ask_reference(batch, split)
         sums, found = self._ask(self.denoiser, batch, draws)
         totals = self.judge(draws, sums, reference, batch)
-        return self.validated(_output(totals.pop("loss"), pairs_of(batch).sum(), batch, found), **totals)
+        return self.validated(pair_output(totals.pop("loss"), pairs_of(batch).sum(), batch, found), **totals)
 
     def predict_step(self, batch: AnswerBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """What the reference, which the policy still is, says of a batch: ``[n, 2P]``."""
         return self._ask(self.trained, batch, self.draw(batch, SPLITS[dataloader_idx], role="reference"))[0]
-
-    # ------------------------------------------------------------------ its parts
 
     def draw(self, batch: AnswerBatch, split: str, role: Role = "policy") -> Draws:
         """The masks of a batch, for the policy or the reference."""
@@ -261,19 +257,3 @@ class VRPOModule(DiffusionModule):
             values["score_variance"] = own + its
         real = pairs_of(batch)
         return {name: (value * real).sum() for name, value in values.items()}
-
-
-def _output(loss: Tensor, count: Tensor, batch: AnswerBatch, found: Predicted) -> StepOutput:
-    """Noise levels as far as this one draw tells them: the masked share of each answer."""
-    masked = torch.zeros_like(batch.keys).index_add(0, found.sample, torch.ones_like(found.sample))
-    share = (masked.double() / batch.lengths.clamp(min=1))[found.sample]
-    return StepOutput(
-        loss=loss,
-        count=count,
-        tokens=batch.lengths.sum(),
-        nll=found.nll.detach(),
-        t=share,
-        p_mask=share,
-        masked=found.masked,
-        router_logits=found.router_logits,
-    )

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_llada.data.batch import AnswerBatch, best_fit
-from lit_llada.data.layout import AnswerBatches, Example, pick_answers, to_batch
+from lit_llada.data.layout import AnswerBatches, Example, RowLayout, pick_answers, to_batch
 from lit_llada.data.order import GlobalOrder
 
 EOS = 0
@@ -26,7 +26,8 @@ SAMPLES = [sample(100, 5, [3, 4]), sample(200, 8, [1, 2, 6, 7]), sample(300, 3, 
 
 def laid_out(samples: list[Example], **options: Any) -> AnswerBatch:
     keys = np.arange(len(samples)) + 50
-    return to_batch(samples, keys, keys + 1000, EOS, **options)
+    real = options.pop("real", None)
+    return to_batch(samples, keys, keys + 1000, EOS, RowLayout(**options), real)
 
 
 def pieces(batch: AnswerBatch) -> list[tuple[list[int], list[int]]]:
@@ -131,7 +132,7 @@ class Records(list):  # type: ignore[type-arg]
 
 
 def test_turns_are_drawn_anew_in_each_epoch_by_the_place_alone() -> None:
-    batches = AnswerBatches([Records(40)], GlobalOrder([[40]], seed=1), EOS, 16, eos="one")  # type: ignore[list-item]
+    batches = AnswerBatches([Records(40)], GlobalOrder([[40]], seed=1), EOS, RowLayout(length=16, eos="one"))  # type: ignore[list-item]
     every = batches[np.arange(80)]
     counts = every.lengths.tolist()
     assert set(counts) == {2, 3} and 20 < counts.count(2) < 60
@@ -139,13 +140,13 @@ def test_turns_are_drawn_anew_in_each_epoch_by_the_place_alone() -> None:
     assert any(a[1] != b[1] for a, b in zip(by_row[::2], by_row[1::2], strict=True))  # of two epochs
     some = batches[np.arange(30, 34)]
     assert some.lengths.tolist() == counts[30:34] and some.keys.tolist() == [30, 31, 32, 33]
-    whole = AnswerBatches([Records(40)], GlobalOrder([[40]], seed=1), EOS, 16, eos="one", turns="all")  # type: ignore[list-item]
+    whole = AnswerBatches([Records(40)], GlobalOrder([[40]], seed=1), EOS, RowLayout(length=16, eos="one"), turns="all")  # type: ignore[list-item]
     assert set(whole[np.arange(40)].lengths.tolist()) == {5}
 
 
 def test_pairs_are_all_chosen_then_all_rejected_with_numbers_over_all_folders() -> None:
     sources: list[Any] = [Records(7, sides=2), Records(5, sides=2)]
-    batches = AnswerBatches(sources, GlobalOrder([[7], [5]], seed=1), EOS, 16, eos="one", turns="all")
+    batches = AnswerBatches(sources, GlobalOrder([[7], [5]], seed=1), EOS, RowLayout(length=16, eos="one"), turns="all")
     batch = batches[np.arange(12)]
     assert batch.keys.tolist() == [*range(12), *range(12)]
     assert batch.records[:12].tolist() == batch.records[12:].tolist() and sorted(batch.records[:12].tolist()) == [

@@ -18,7 +18,7 @@ from lit_llada.backbone import attention
 from lit_llada.backbone.config import BackboneConfig
 from lit_llada.checkpoint.load import load_net
 from lit_llada.data.batch import AnswerBatch
-from lit_llada.data.layout import Example, to_batch
+from lit_llada.data.layout import Example, RowLayout, to_batch
 from lit_llada.errors import UserError
 from lit_llada.modules.predict import locate, predict
 from lit_llada.modules.sft import SFTModule
@@ -58,7 +58,7 @@ def test_loss_through_the_model_equals_golden(dtype: torch.dtype, key: str, rtol
 def test_a_batch_brings_the_layout_of_its_documents(monkeypatch: pytest.MonkeyPatch) -> None:
     """Made where the batch is made, on the CPU, so that no forward waits for a GPU to make it."""
     samples = [Example(np.arange(1, 1 + n), np.array([n - 1])) for n in (5, 8, 3)]
-    batch = to_batch(samples, np.arange(3), np.arange(3), 0, layout="packed", length=9)
+    batch = to_batch(samples, np.arange(3), np.arange(3), 0, RowLayout("packed", 9))
     net = load_net(GOLDEN / "dense_a", torch.float64)
     where = locate(batch, (batch.answers >= 0)[None])
     expected = predict(net, batch, *where, 0).nll

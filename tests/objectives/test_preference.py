@@ -21,8 +21,8 @@ from lit_llada.objectives.preference import (
     preference_loss,
     score,
     score_variance,
-    two_pass,
 )
+from lit_llada.objectives.two_pass import two_pass
 from lit_llada.seeding import Stream
 
 VARIANTS = {
