@@ -103,7 +103,7 @@ def test_noise_of_pairs_is_the_cpus_bit_for_bit(device: torch.device, estimator:
     keys = torch.tensor([3, 2**40])
 
     def noise(where: torch.device) -> list[torch.Tensor]:
-        pairs = draw_pairs(tokens.to(where), answers.to(where), keys.to(where), 9, estimator, model=1)
+        pairs = draw_pairs(tokens.to(where), answers.to(where), keys.to(where), 9, estimator, role="reference")
         lengths = (answers >= 0).sum(1).to(where)
         return [*pairs, *draw_masks(lengths, torch.arange(4, device=where), 9, estimator, 12, mask_seed=8)]
 

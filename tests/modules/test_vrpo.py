@@ -66,7 +66,10 @@ def gradient(module: VRPOModule) -> list[Tensor]:
 def definition(module: VRPOModule, batch: AnswerBatch, reference: bool = False) -> tuple[Tensor, Tensor]:
     """``[2P]`` ELBOs from whole logits, one graph, and the sum of a sparse net's router losses over the draws."""
     net = module._twin[0] if reference else module.trained
-    masks, routers = module.draw(batch, "train", model=int(reference)), torch.zeros((), dtype=torch.float64)
+    masks, routers = (
+        module.draw(batch, "train", role="reference" if reference else "policy"),
+        torch.zeros((), dtype=torch.float64),
+    )
     elbo = torch.zeros(len(batch.keys), dtype=torch.float64)
     for masked, weight in zip(*masks, strict=True):
         for s, place in enumerate(batch.answers):
