@@ -19,7 +19,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-pytest_plugins = ["tests.shared.answers", "tests.shared.taught"]
+pytest_plugins = ["tests.shared.answers", "tests.shared.published", "tests.shared.taught"]
 
 # The same examples every time; a slow machine is no failure.
 settings.register_profile("fixed", deadline=None, derandomize=True, database=None)

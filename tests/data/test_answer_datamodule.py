@@ -120,7 +120,7 @@ def tested(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_test_reads_each_record_of_its_split_once_in_order(tested: Path) -> None:
     records = read_records(str(tested), "test")
     batches = list(ready(tested, val_rows=1, turns="all", eos="one").test_dataloader())
-    assert [int(row) for batch in batches for row in batch.rows] == list(range(len(records)))
+    assert [int(row) for batch in batches for row in batch.records] == list(range(len(records)))
     for answer, record in zip((text for batch in batches for text in answers(batch)), records, strict=True):
         assert answer.endswith(f"{record.answer}|")
 
