@@ -231,6 +231,7 @@ def chunks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("remote", [False, True])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_rows_of_real_chunks(chunks: Path, tmp_path: Path, remote: bool, workers: int) -> None:
+    before = threading.active_count()  # an earlier test may have left one
     index = json.loads((chunks / "train" / "index.json").read_text())["chunks"]
     files, tokens = [c["filename"] for c in index], [c["dim"] for c in index]
     location = f"local:{chunks}/train" if remote else f"{chunks}/train"
@@ -247,9 +248,9 @@ def test_rows_of_real_chunks(chunks: Path, tmp_path: Path, remote: bool, workers
     rows.close()
     gc.collect()
     deadline = time.time() + 60
-    while threading.active_count() > 1 and time.time() < deadline:
+    while threading.active_count() > before and time.time() < deadline:
         time.sleep(0.05)
-    assert threading.active_count() == 1
+    assert threading.active_count() <= before
 
 
 def test_a_reader_that_lost_a_chunk_is_replaced(chunks: Path) -> None:
