@@ -16,7 +16,9 @@ from lit_llada.callbacks.ema import EMA
 from lit_llada.callbacks.markdown import escape
 from lit_llada.callbacks.samples import SampleLogger, texts_table
 from lit_llada.errors import UserError
+from lit_llada.modules.pretraining import PretrainingModule
 from lit_llada.sampling.trace import Trace
+from lit_llada.text.chat_template import ChatTemplate
 from lit_llada.text.specials import Specials
 from lit_llada.text.tokenizer import Tokenizer
 
@@ -61,6 +63,32 @@ def test_samples_from_before_the_first_step_stand_beside_the_later_ones(toy: Any
     toy.fit([EMA(), resumed], ckpt=toy.folder / "three.ckpt", logger=toy.board(), max_steps=4)
     texts = toy.events().Tensors("samples/texts/text_summary")
     assert [t.step for t in texts] == [0, 2, 3, 4] and b"| sample | text |" in texts[-1].tensor_proto.string_val[0]
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_ids_that_are_no_token_are_never_written(toy: Any, chat: bool) -> None:
+    """The net's vocabulary is padded, as published ones are, and the net is surest of an id that no token has."""
+    torch.manual_seed(3)
+    padded = BackboneConfig(vocab_size=320, d_model=16, n_layers=1, n_heads=2, ff_dim=32, bias=True)
+    module, data = PretrainingModule(padded, lr=0.0, random_length=0.0), toy.data()
+    if chat:
+        data.chat_template = ChatTemplate.named("plain", data.tokenizer)
+    written: list[int] = []
+
+    class Favour(L.Callback):
+        def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+            with torch.no_grad():
+                pl_module.net.head.weight.zero_()
+                pl_module.net.head.bias.zero_()[300] = 50.0
+
+    class Looked(SampleLogger):
+        def sample(self, *args: Any, **options: Any) -> dict[str, Trace]:
+            traces = super().sample(*args, **options)
+            written.extend(token for trace in traces.values() for token in trace.canvases()[-1])
+            return traces
+
+    toy.trainer([Favour(), Looked(**OPTIONS | {"length": 32})], max_steps=2).fit(module, data)
+    assert written and max(written) < data.tokenizer.vocab_size == 258
 
 
 def draw(**options: Any) -> dict[str, Trace]:
