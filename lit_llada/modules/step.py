@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
-from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
 from lit_llada.errors import UserError
+
+if TYPE_CHECKING:
+    from lightning.pytorch.strategies import Strategy
 
 
 class StepOutput(TypedDict):

@@ -74,7 +74,7 @@ def test_without_the_packages_that_an_image_may_lack_parts_say_so(tmp_path: Path
     stopped = {part["part"]: part["stopped"] for part in json.loads(out.read_text())["parts"]}
     assert stopped == {
         "sparse": "",
-        "vrpo": "skipped: needs lightning",
+        "vrpo": "",
         "lora": "skipped: needs peft",
         "framework": "skipped: needs litdata",
     }
