@@ -16,6 +16,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from lit_llada.backbone.devices import pick_device
+from lit_llada.backbone.transformer import Backbone
 from lit_llada.checkpoint.digest import weight_digest
 from lit_llada.data.folder import DataFolder
 from lit_llada.errors import UserError
@@ -186,7 +187,13 @@ def evaluate(
 
 
 def answer_all(
-    net: Any, questions: list[Question], canvas: int, folder: DataFolder, template: ChatTemplate, name: str, **how: Any
+    net: Backbone,
+    questions: list[Question],
+    canvas: int,
+    folder: DataFolder,
+    template: ChatTemplate,
+    name: str,
+    **how: Any,
 ) -> list[bool]:
     """Which questions the net answers exactly right."""
     specials = Specials.of(folder.tokenizer, net.config.vocabulary, template)

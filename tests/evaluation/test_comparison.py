@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lit_llada.cli.evaluate import show
+from lit_llada.errors import UserError
 from lit_llada.evaluation.comparison import Answered, Comparison, evaluate
 from lit_llada.evaluation.exact_match import Question
+from lit_llada.prepare.own_mistakes import prepare_own_mistakes
 from lit_llada.sampling.plan import Plan
 
 
@@ -48,3 +52,24 @@ def test_numbers_of_any_answers(capsys: pytest.CaptureFixture[str]) -> None:
     lines = [line for line in shown.splitlines() if "all questions" in line]
     assert [line[:5] for line in lines] == ["C - B", "D - B", "D - C"]
     assert lines[1].startswith(f"D - B, all questions: {100 * (hits[1] - hits[0]) / 3:+.1f} (")
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "own mistakes"])
+def test_the_device_is_chosen_unless_it_is_named(
+    taught: Any, verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for ``sample``: with a GPU (here a stand-in that refuses it) the default is the GPU."""
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda:99"))
+    monkeypatch.setattr("lit_llada.backbone.devices.require_driver", lambda cpu: None)
+    asked: list[Any] = []
+
+    def load(*args: Any) -> Any:
+        asked.append(args[-1])
+        raise UserError("no such card")
+
+    room = "evaluation.comparison" if verb == "evaluate" else "prepare.own_mistakes"
+    monkeypatch.setattr(f"lit_llada.{room}.load_answerer", load)
+    run: Any = evaluate if verb == "evaluate" else partial(prepare_own_mistakes, out=str(tmp_path / "out"))
+    with pytest.raises(UserError, match="no such card"):
+        run(taught.checkpoint, taught.data)
+    assert asked == ["cuda"]
