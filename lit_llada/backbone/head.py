@@ -131,7 +131,9 @@ def _losses_and_gradients(
     w, b = weight.to(dtype), None if bias is None else bias.to(dtype)
     nll = torch.empty(len(x), dtype=widen(w[:0]).dtype, device=x.device)
     grad_x = torch.empty_like(x) if needed[0] else None
-    grad_w = torch.zeros_like(weight, dtype=nll.dtype) if needed[1] else None
+    # The first chunk writes the gradient of W, the others add to it: clearing it costs a CPU as much as adding does.
+    start = torch.empty_like if len(x) else torch.zeros_like
+    grad_w = start(weight, dtype=nll.dtype) if needed[1] else None
     grad_b = None if bias is None or not needed[2] else torch.zeros_like(bias, dtype=nll.dtype)
     size = max(CHUNK_LOGITS.get(x.device.type, 2**27) // len(weight), LEAST_POSITIONS)
     # The large buffers are made once: fresh pages for every chunk cost a CPU more than its products in bfloat16 do.
@@ -144,7 +146,7 @@ def _losses_and_gradients(
         if b is not None:
             logits += b
         if scale is None or not any(needed):
-            nll[chunk] = F.cross_entropy(widen(logits), targets[chunk], reduction="none")
+            nll[chunk] = _nll_in_cache(logits, targets[chunk])
             continue
         nll[chunk] = _fused_softmax()(logits, wanted) if fused else _softmax_in_cache(logits, wanted)
         slopes = logits
@@ -154,9 +156,13 @@ def _losses_and_gradients(
         if grad_x is not None:
             grad_x[chunk] = (slopes @ w) * factor
         if grad_w is not None and product is None:
-            grad_w.addmm_(slopes.T, part * factor)
+            torch.addmm(grad_w, slopes.T, part * factor, beta=float(begin > 0), out=grad_w)
         elif grad_w is not None:
-            _add_narrower(grad_w, torch.mm(slopes.T, part * factor, out=product))
+            term = torch.mm(slopes.T, part * factor, out=product)
+            if begin == 0:
+                grad_w.copy_(term)
+            else:
+                _add_narrower(grad_w, term)
         if grad_b is not None:
             grad_b += (slopes.T @ factor).squeeze(1)
     grad_w, grad_b = (None if g is None else g.to(weight.dtype) for g in (grad_w, grad_b))
@@ -171,6 +177,13 @@ def nll_and_softmax_(logits: Tensor, targets: Tensor) -> Tensor:
     logits.copy_(p)
     # logsumexp = most - log(p of the most likely), and that p is at least 1 / V: its log loses nothing.
     return (most - right - p.amax(1, keepdim=True).log()).squeeze(1)
+
+
+def _nll_in_cache(logits: Tensor, targets: Tensor) -> Tensor:
+    """The nll ``[C]`` alone; on a CPU a few positions at a time, whose logits in float32 then fit in the cache."""
+    few = _at_once(logits)
+    pairs = zip(logits.split(few), targets.split(few), strict=True)
+    return torch.cat([F.cross_entropy(widen(part), wanted, reduction="none") for part, wanted in pairs])
 
 
 def _softmax_in_cache(logits: Tensor, targets: Tensor) -> Tensor:
