@@ -15,10 +15,15 @@ if TYPE_CHECKING:
 KEY = "lit_llada"  # our corner of a generation_config.json
 
 
-def read_generation(checkpoint: Checkpoint, path: str) -> dict[str, Any]:
-    """The folder's ``generation_config.json``, and over it what ``calibrate`` left beside a run's checkpoint."""
-    beside = Path(path + ".generation.json")
-    return checkpoint.generation | (read_object(beside) if beside.is_file() else {})
+def read_generation(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The folder's ``generation_config.json``, and over it what ``calibrate`` left beside a run's checkpoint.
+
+    Raises:
+        UserError: what lies beside it is not a JSON object.
+    """
+    place = checkpoint.path
+    beside = {} if place is None else read_object(place.with_name(place.name + ".generation.json"))
+    return checkpoint.generation | beside
 
 
 def generation_path(place: Path) -> Path:

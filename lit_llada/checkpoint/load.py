@@ -43,6 +43,7 @@ class Checkpoint:
         generation: ``generation_config.json``.
         files: the text files that travel with the weights, name -> contents.
         run_card: card of the run that made it.
+        path: local place that it was loaded from; None for a net that is in memory only.
     """
 
     net: Backbone
@@ -56,6 +57,7 @@ class Checkpoint:
     generation: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     run_card: dict[str, Any] = field(default_factory=dict)
+    path: Path | None = field(default=None, compare=False)  # where it lies is not what it is
 
     def specials(self, template: ChatTemplate | None = None) -> Specials:
         """The ids that mean something to a sampler; with a template, what ends its turns ends an answer."""
@@ -199,6 +201,7 @@ def _with_ids(net: Backbone, source: Source) -> Checkpoint:
         generation=generation,
         files=files,
         run_card=source.run_card,
+        path=source.path,
     )
 
 

@@ -77,7 +77,7 @@ def load(options: dict[str, Any]) -> tuple[Checkpoint, Settings]:
     )
     if checkpoint.tokenizer is None:
         raise UserError(f"{path} has no tokenizer beside it; give one with --tokenizer PATH")
-    plan = choose_plan(options["preset"], read_generation(checkpoint, path))
+    plan = choose_plan(options["preset"], read_generation(checkpoint))
     return checkpoint, Settings(plan).changed(**given(options))
 
 

@@ -7,7 +7,7 @@ plan that answers as well as one token a step is chosen.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from lit_llada.checkpoint.load import Checkpoint, load_checkpoint
+from lit_llada.checkpoint.load import Checkpoint
 from lit_llada.errors import UserError
 from lit_llada.evaluation.intervals import interval
 from lit_llada.evaluation.result import Result
 from lit_llada.progress import with_bar
 from lit_llada.sampling.plan import Count, Plan
-from lit_llada.sampling.prompts import Prompt, parse_records, read_text, template_of
+from lit_llada.sampling.prompts import Prompt, parse_records, read_text
 from lit_llada.sampling.rules import RULES
-from lit_llada.sampling.sample import Sample, sample_prompts
-from lit_llada.sampling.settings import Settings, change_plan, choose_plan
+from lit_llada.sampling.sample import Sample, prepare_sampling, sample_prompts
+from lit_llada.sampling.settings import Settings, change_plan
 from lit_llada.text.chat_template import ChatTemplate
 
 if TYPE_CHECKING:
@@ -170,14 +170,9 @@ def calibrate(
     Raises:
         UserError: bounds of several rules, prompts that make no canvas, or no right answer at one token a step.
     """
-    loaded = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
-    if loaded.tokenizer is None:
-        raise UserError("calibrate: the checkpoint has no tokenizer; give load_checkpoint(..., tokenizer=PATH)")
+    loaded, chosen, template = prepare_sampling(checkpoint, plan, chat, "calibrate")
     known = read_known_answers(questions) if isinstance(questions, str) else [KnownAnswer(*each) for each in questions]
-    if not isinstance(plan, Plan):
-        plan = choose_plan(plan, loaded.generation)
-    template = template_of(loaded, chat if isinstance(chat, str) else None) if chat else None
-    settings = Settings(plan, new_tokens, seed=seed)
+    settings = Settings(chosen, new_tokens, seed=seed)
     how: dict[str, Any] = {"counts": counts, "bounds": bounds, "tolerance": tolerance, "batch_size": batch_size}
     return sweep(loaded, known, settings, template, **how)
 
@@ -196,9 +191,8 @@ def sweep(
     """Ask all questions with every plan, and choose one; arguments and errors of :func:`calibrate`."""
     plans = plans_to_try(settings.plan, counts, bounds)
     prompts = [Prompt(question.prompt) for question in questions]
-    asked = [
-        sample_prompts(checkpoint, prompts, settings.with_plan(plan), template, batch_size=batch_size) for plan in plans
-    ]
+    variants = [replace(settings, plan=plan) for plan in plans]
+    asked = [sample_prompts(checkpoint, prompts, each, template, batch_size=batch_size) for each in variants]
     numbered = with_bar(chain.from_iterable(asked), len(plans) * len(prompts), "calibrating")
     points = []
     for plan in plans:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lit_llada.checkpoint.generation import read_generation
 from lit_llada.checkpoint.load import Checkpoint, load_checkpoint
 from lit_llada.errors import UserError
 from lit_llada.sampling.fill import Answer, fill_canvases, in_number_order
@@ -80,17 +81,27 @@ def sample(
     Raises:
         UserError: a checkpoint without a tokenizer, an unknown preset, a prompt that makes no canvas.
     """
-    loaded = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
-    if loaded.tokenizer is None:
-        raise UserError("sample: the checkpoint has no tokenizer; give load_checkpoint(..., tokenizer=PATH)")
-    if not isinstance(plan, Plan):
-        plan = choose_plan(plan, loaded.generation)
-    settings = Settings(plan, new_tokens, guidance, cache, seed=seed)
+    loaded, chosen, template = prepare_sampling(checkpoint, plan, chat, "sample")
+    settings = Settings(chosen, new_tokens, guidance, cache, seed=seed)
     texts = [prompts] if isinstance(prompts, str) else prompts
     asked = [Prompt(text) if isinstance(text, str) else Prompt(str(text[-1]["content"]), text) for text in texts]
-    template = template_of(loaded, chat if isinstance(chat, str) else None) if chat else None
     numbered = sample_prompts(loaded, asked, settings, template, infill=infill, batch_size=batch_size, trace=trace)
     return [*in_number_order(numbered)]
+
+
+def prepare_sampling(
+    checkpoint: Checkpoint | str | Path, plan: Plan | str | None, chat: bool | str, caller: str
+) -> tuple[Checkpoint, Plan, ChatTemplate | None]:
+    """The checkpoint loaded, the plan that is meant, and the template if there is to be one; see :func:`sample`.
+
+    Raises:
+        UserError: a checkpoint without a tokenizer, an unknown preset or template.
+    """
+    loaded = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
+    if loaded.tokenizer is None:
+        raise UserError(f"{caller}: the checkpoint has no tokenizer; give load_checkpoint(..., tokenizer=PATH)")
+    chosen = plan if isinstance(plan, Plan) else choose_plan(plan, read_generation(loaded))
+    return loaded, chosen, template_of(loaded, chat if isinstance(chat, str) else None) if chat else None
 
 
 def sample_prompts(

@@ -61,10 +61,6 @@ class Settings:
         own = {name: value for name, value in changes.items() if name in PLAIN}
         return replace(self, plan=change_plan(self.plan, **_without(changes, own)), **own)
 
-    def with_plan(self, plan: Plan) -> Settings:
-        """The same with another plan."""
-        return replace(self, plan=plan)
-
     def prompt_seed(self, number: int) -> int:
         """The seed of the noise of prompt ``number``: it depends on nothing else, such as who shares its batch."""
         return mix(self.seed, number)

@@ -30,8 +30,8 @@ def test_a_saved_plan_is_read_again_and_leaves_the_rest_alone(tmp_path: Path, ch
     run = tmp_path / "step=1.ckpt"
     save_plan(generation_path(run), asdict(plan))
     assert (tmp_path / "step=1.ckpt.generation.json").is_file()
-    checkpoint.generation = {"temperature": 1}
-    found = read_generation(checkpoint, str(run))
+    checkpoint.generation, checkpoint.path = {"temperature": 1}, run
+    found = read_generation(checkpoint)
     assert found["temperature"] == 1
     assert choose_plan(None, found) == plan
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".json"] * 3  # no .part is left

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 import lit_llada
-from lit_llada.checkpoint.load import Checkpoint
+from lit_llada.checkpoint.generation import generation_path, save_plan
+from lit_llada.checkpoint.load import Checkpoint, load_checkpoint
 from lit_llada.errors import UserError
 from lit_llada.sampling.plan import PRESETS, Plan
 from lit_llada.sampling.sample import sample
@@ -78,3 +80,11 @@ def test_what_cannot_be_sampled_is_one_line(checkpoint: Checkpoint, options: dic
 def test_a_checkpoint_without_a_tokenizer_is_refused_with_the_remedy(checkpoint: Checkpoint) -> None:
     with pytest.raises(UserError, match="sample: the checkpoint has no tokenizer; give load_checkpoint"):
         sample(replace(checkpoint, tokenizer=None), "ab")
+
+
+def test_the_plan_that_was_calibrated_for_a_runs_checkpoint_is_its_own(run_file: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copy(run_file, tmp_path / "c.ckpt"))
+    [before] = sample(copy, "a", new_tokens=32)
+    save_plan(generation_path(copy), asdict(Plan(steps=2)))
+    assert [sample(given, "a", new_tokens=32)[0].steps for given in (copy, load_checkpoint(copy))] == [2, 2]
+    assert before.steps != 2

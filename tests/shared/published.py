@@ -16,6 +16,23 @@ from lit_llada.backbone.transformer import Backbone
 from lit_llada.checkpoint.load import Checkpoint
 from lit_llada.checkpoint.published.write import export_checkpoint
 
+# Options of BackboneConfig that published formats tell apart.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "biases": {"bias": True},
+    "qkv_bias": {"qkv_bias": True, "n_kv_heads": 2},
+    "width_norm": {"qk_norm": "width", "n_kv_heads": 2},
+    "illada": {"n_kv_heads": 2, "tie_embeddings": True},
+    "one_kv_head": {"n_kv_heads": 1},
+    "moe": {"n_experts": 4, "expert_dim": 16, "qk_norm": "head"},
+    "moe_everything": {
+        "n_experts": 4, "expert_dim": 16, "qk_norm": "head", "n_kv_heads": 2, "n_layers": 3, "dense_layers": [0, 2],
+        "shared_expert_dim": 24, "expert_bias": True, "rope_fraction": 0.5, "tie_embeddings": True,
+    },
+    "arm": {"causal": True},
+    "arm_qkv_bias": {"causal": True, "qkv_bias": True, "n_kv_heads": 2},
+    "arm_head_norm": {"causal": True, "qk_norm": "head", "head_dim": 16},
+}  # fmt: skip
+
 
 def make_net(dtype: torch.dtype = torch.float32, **options: Any) -> Backbone:
     small = {"vocab_size": 40, "d_model": 32, "n_layers": 2, "n_heads": 4, "ff_dim": 48}

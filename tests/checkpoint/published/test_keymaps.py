@@ -2,25 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    "biases": {"bias": True},
-    "qkv_bias": {"qkv_bias": True, "n_kv_heads": 2},
-    "width_norm": {"qk_norm": "width", "n_kv_heads": 2},
-    "illada": {"n_kv_heads": 2, "tie_embeddings": True},
-    "one_kv_head": {"n_kv_heads": 1},
-    "moe": {"n_experts": 4, "expert_dim": 16, "qk_norm": "head"},
-    "moe_everything": {
-        "n_experts": 4, "expert_dim": 16, "qk_norm": "head", "n_kv_heads": 2, "n_layers": 3, "dense_layers": [0, 2],
-        "shared_expert_dim": 24, "expert_bias": True, "rope_fraction": 0.5, "tie_embeddings": True,
-    },
-    "arm": {"causal": True},
-    "arm_qkv_bias": {"causal": True, "qkv_bias": True, "n_kv_heads": 2},
-    "arm_head_norm": {"causal": True, "qk_norm": "head", "head_dim": 16},
-}  # fmt: skip
+from tests.shared.published import VARIANTS
 
 
 def test_where_each_published_tensor_lies(net, published) -> None:
